@@ -1,0 +1,56 @@
+// The device that computes attention, seen from the server.
+//
+// Thread-safety: Run may be called from any thread, also while earlier runs are in flight, up to
+// info().max_concurrent_runs. Ownership: the problems' pointers and the `problems` and `stats`
+// arrays must stay valid until `done` has been called.
+#ifndef FLASHBIAS_KERNELS_ATTENTION_BACKEND_H_
+#define FLASHBIAS_KERNELS_ATTENTION_BACKEND_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kernels/attention_problem.h"
+
+namespace flashbias {
+
+// What a backend serves; constant after construction.
+struct BackendInfo {
+  std::string name;                  // "cpu" or "cuda"
+  std::vector<std::string> devices;  // one line each: "AVX2, 2 threads"
+  std::vector<DType> dtypes;
+  int max_head_dim = kMaxHeadDim;
+  std::vector<int> fast_head_dims;  // computed without padding
+  int max_rank = kMaxRank;
+  int max_concurrent_runs = 1;  // how many runs may usefully be in flight at once
+};
+
+// What one problem's run did. A tile is a (head, query tile, key tile) triple that the mask admits;
+// tiles the mask excludes are in neither count.
+struct ProblemStats {
+  int64_t tiles_computed = 0;
+  int64_t tiles_skipped = 0;  // left out under the eps bound
+};
+
+class AttentionBackend {
+ public:
+  using Done = absl::AnyInvocable<void(absl::Status) &&>;
+
+  virtual ~AttentionBackend() = default;
+
+  virtual const BackendInfo& info() const = 0;
+
+  // Starts computing all problems and returns at once. `done` is called exactly once, from a thread
+  // of the backend, after every `o`, `lse` and `stats` entry was written (OK) or abandoned (error);
+  // it must not block for long. The result of a problem never depends on the others in the call.
+  // REQUIRES: stats.size() == problems.size().
+  virtual void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
+                   Done done) = 0;
+};
+
+}  // namespace flashbias
+
+#endif  // FLASHBIAS_KERNELS_ATTENTION_BACKEND_H_

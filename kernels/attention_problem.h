@@ -1,0 +1,100 @@
+// One validated attention request as plain shapes and non-owning views.
+//
+//   logit[i, j] = softmax_scale * <q_i, k_j> + bias[i, j]
+//   P           = softmax over the keys j that the mask admits
+//   o_i         = sum_j P[i, j] v_j          lse_i = ln sum_j exp(logit[i, j])
+//
+// (FlashAttention, Dao et al. 2022, algorithm 1, with an additive bias; FlashBias, Wu et al. 2025.)
+// Row r of a sequence's queries stands at position i = query_start + r, row c of its keys at
+// j = key_start + c. Rows whose mask admits no key give o = 0 and lse = -infinity.
+//
+// Ownership: nothing is owned; whoever builds a problem keeps every pointer alive until the
+// backend's completion callback has run. Thread-safety: a plain value; `o` and `lse` are written by
+// the backend that runs it, everything else is read only.
+// Validity: shapes, sizes and values were checked at the border (server/codec); backends assert.
+#ifndef FLASHBIAS_KERNELS_ATTENTION_PROBLEM_H_
+#define FLASHBIAS_KERNELS_ATTENTION_PROBLEM_H_
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "kernels/dtype.h"
+
+namespace flashbias {
+
+inline constexpr int kMaxHeadDim = 128;
+inline constexpr int kMaxRank = 64;
+inline constexpr float kDefaultEps = 0x1p-24f;
+inline constexpr float kMaxEps = 0x1p-8f;
+// No position or length is beyond this, so sums and differences of two fit an int64 with room.
+inline constexpr int64_t kMaxPosition = int64_t{1} << 48;
+
+// One of the sequences that are packed one after the other in a problem's tensors.
+struct Sequence {
+  int64_t q_begin = 0;      // first row in q, o, lse and phi_q
+  int64_t q_len = 0;        // rows; 0 is legal
+  int64_t kv_begin = 0;     // first row in k, v and phi_k
+  int64_t kv_len = 0;       // rows; 0 is legal
+  int64_t query_start = 0;  // position of the first query
+  int64_t key_start = 0;    // position of the first key
+};
+
+// Which keys a query at position i may see.
+struct Mask {
+  bool causal = true;       // j <= i
+  int64_t left_window = 0;  // 0: unlimited; w > 0: i - j < w
+};
+
+enum class BiasKind : uint8_t { kNone, kAlibi, kLowRank };
+
+// bias[i, j] = -slope[h] * |i - j|, natural-log domain.
+struct AlibiBias {
+  const float* slopes = nullptr;  // fp32 [num_q_heads], or [num_sequences, num_q_heads]
+  bool per_sequence = false;      // which of the two shapes
+};
+
+// bias[i, j] = <phi_q[i, h], phi_k[j, h]>, natural-log domain.
+struct LowRankBias {
+  const void* phi_q = nullptr;  // [total_q, phi_q_heads, rank], contiguous
+  const void* phi_k = nullptr;  // [total_kv, phi_k_heads, rank], contiguous
+  DType dtype = DType::kFloat32;
+  int rank = 0;         // 1 .. kMaxRank
+  int phi_q_heads = 0;  // 1 (shared by all heads) or num_q_heads
+  int phi_k_heads = 0;  // 1 (shared by all heads) or num_q_heads
+};
+
+struct AttentionProblem {
+  DType dtype = DType::kFloat32;  // of q, k, v and o
+  int num_q_heads = 0;            // a multiple of num_kv_heads
+  int num_kv_heads = 0;           // head h of q uses head h / (num_q_heads / num_kv_heads) of k, v
+  int head_dim = 0;               // 1 .. kMaxHeadDim
+  int64_t total_q = 0;            // rows over all sequences
+  int64_t total_kv = 0;
+
+  const void* q = nullptr;  // [total_q, num_q_heads, head_dim], contiguous, any alignment
+  const void* k = nullptr;  // [total_kv, num_kv_heads, head_dim], contiguous, any alignment
+  const void* v = nullptr;  // [total_kv, num_kv_heads, head_dim], contiguous, any alignment
+  absl::Span<const Sequence> sequences;
+
+  Mask mask;
+  float softmax_scale = 1.0f;  // finite
+  BiasKind bias_kind = BiasKind::kNone;
+  AlibiBias alibi;       // used when bias_kind == kAlibi
+  LowRankBias low_rank;  // used when bias_kind == kLowRank
+  // Largest share of a row's softmax mass that skipping may drop (kernels/skip_table.h);
+  // 0 computes every key.
+  float eps = kDefaultEps;
+
+  void* o = nullptr;     // [total_q, num_q_heads, head_dim], contiguous, any alignment
+  float* lse = nullptr;  // [total_q, num_q_heads] fp32, natural log; null: not wanted
+};
+
+// The slopes of one sequence: fp32 [num_q_heads].
+inline const float* SlopesOf(const AttentionProblem& problem, int64_t sequence) {
+  return problem.alibi.slopes +
+         (problem.alibi.per_sequence ? sequence * static_cast<int64_t>(problem.num_q_heads) : 0);
+}
+
+}  // namespace flashbias
+
+#endif  // FLASHBIAS_KERNELS_ATTENTION_PROBLEM_H_
