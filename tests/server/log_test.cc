@@ -20,9 +20,9 @@ TEST(LogTest, TextIsKeyEqualsValue) {
 }
 
 TEST(LogTest, JsonIsEscapedAndTyped) {
-  EXPECT_EQ(FormatLog(LogFormat::kJson, "a \"b\"",
-                      {{"n", -3}, {"text", "x\\y\n\x01"}, {"off", false}}),
-            R"("message":"a \"b\"","n":-3,"text":"x\\y\n\u0001","off":false)");
+  EXPECT_EQ(
+      FormatLog(LogFormat::kJson, "a \"b\"", {{"n", -3}, {"text", "x\\y\n\x01"}, {"off", false}}),
+      R"("message":"a \"b\"","n":-3,"text":"x\\y\n\u0001","off":false)");
 }
 
 TEST(LogTest, LevelsBelowTheSetOneAreOff) {

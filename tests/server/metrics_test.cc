@@ -1,15 +1,12 @@
 #include "server/metrics.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <string>
 
 #include "server/metrics_endpoint.h"
+#include "tests/server/http_get.h"
 
 namespace flashbias::server {
 namespace {
@@ -116,27 +113,6 @@ TEST(MetricsTest, EverythingIsCountedWhereItBelongs) {
        }) {
     EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
   }
-}
-
-// The answer to a bare GET, headers included.
-std::string HttpGet(int port, const std::string& path) {
-  const int socket_fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  std::string answer;
-  if (connect(socket_fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
-    const std::string request = "GET " + path + " HTTP/1.0\r\nHost: localhost\r\n\r\n";
-    if (write(socket_fd, request.data(), request.size()) > 0) {
-      char buffer[4096];
-      for (ssize_t got; (got = read(socket_fd, buffer, sizeof(buffer))) > 0;) {
-        answer.append(buffer, static_cast<size_t>(got));
-      }
-    }
-  }
-  close(socket_fd);
-  return answer;
 }
 
 TEST(MetricsEndpointTest, ServesWhatIsCounted) {
