@@ -31,7 +31,8 @@ class ABSL_LOCKABLE Mutex {
   // Waits, with the mutex released, until `condition()` holds or real time reaches `deadline`;
   // returns whether it holds. `condition` is called with the mutex held.
   template <typename Condition>
-  bool Await(Condition condition, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(this) {
+  bool Await(Condition condition, absl::Time deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(this) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     std::unique_lock<std::mutex> lock(mutex_, std::adopt_lock);
     bool holds = condition();
     while (!holds && (deadline == absl::InfiniteFuture() || absl::Now() < deadline)) {
