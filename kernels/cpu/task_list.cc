@@ -12,7 +12,8 @@ namespace {
 int HeadsPerTask(const AttentionProblem& problem, int64_t q_len) {
   if (problem.bias_kind == BiasKind::kLowRank && problem.low_rank.phi_k_heads > 1) return 1;
   const int group = problem.num_q_heads / problem.num_kv_heads;
-  return static_cast<int>(std::clamp<int64_t>(kQueryTile / std::max<int64_t>(q_len, 1), 1, group));
+  return static_cast<int>(
+      std::clamp<int64_t>(kShortQueryTile / std::max<int64_t>(q_len, 1), 1, group));
 }
 
 double TaskCost(const AttentionProblem& problem, const AttentionTask& task) {
@@ -35,17 +36,17 @@ std::vector<AttentionTask> MakeTaskList(absl::Span<const AttentionProblem> probl
     for (size_t s = 0; s < problem.sequences.size(); ++s) {
       const int64_t q_len = problem.sequences[s].q_len;
       const int heads_per_task = HeadsPerTask(problem, q_len);
+      const int64_t rows = q_len < kLongSequence ? kShortQueryTile : kQueryTile;
       for (int head = 0; head < problem.num_q_heads;) {
         const int left_in_group = group - head % group;
         const int heads = std::min(heads_per_task, left_in_group);
-        for (int64_t q = 0; q < q_len; q += kQueryTile) {
-          AttentionTask task{
-              .problem = static_cast<int32_t>(p),
-              .sequence = static_cast<int32_t>(s),
-              .head_begin = head,
-              .head_count = heads,
-              .q_begin = q,
-              .q_count = static_cast<int32_t>(std::min<int64_t>(kQueryTile, q_len - q))};
+        for (int64_t q = 0; q < q_len; q += rows) {
+          AttentionTask task{.problem = static_cast<int32_t>(p),
+                             .sequence = static_cast<int32_t>(s),
+                             .head_begin = head,
+                             .head_count = heads,
+                             .q_begin = q,
+                             .q_count = static_cast<int32_t>(std::min(rows, q_len - q))};
           task.cost = TaskCost(problem, task);
           tasks.push_back(task);
         }

@@ -18,8 +18,11 @@ namespace flashbias::cpu {
 // Rows that one pass of the micro-kernel computes: 6 x 2 vectors of accumulators leave four of the
 // 16 AVX2 registers for operands and cover the FMA latency.
 inline constexpr int kGroupRows = 6;
-// Query rows of a task. Packing a key tile costs about as much as computing 6 rows against it.
-inline constexpr int kQueryTile = 32 * kGroupRows;
+// Query rows of a task at most. Reading and packing a key tile costs about as much as computing 20
+// rows against it, so tasks are long; short sequences are cut finer, to have tasks for all threads.
+inline constexpr int kQueryTile = 64 * kGroupRows;
+inline constexpr int kShortQueryTile = kQueryTile / 2;
+inline constexpr int64_t kLongSequence = 2 * kQueryTile;
 inline constexpr int kGroups = kQueryTile / kGroupRows;
 // Keys packed at a time.
 inline constexpr int kKeyTile = 64;
