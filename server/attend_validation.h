@@ -1,0 +1,51 @@
+// The one place where a request is checked: fields as they came -> a problem that backends may
+// trust.
+//
+// Every product of sizes is checked for overflow, and every size against the bytes that really
+// came, before anything is allocated. Pure function, thread-safe.
+#ifndef FLASHBIAS_SERVER_ATTEND_VALIDATION_H_
+#define FLASHBIAS_SERVER_ATTEND_VALIDATION_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/attention_problem.h"
+#include "server/attend_fields.h"
+
+namespace flashbias::server {
+
+// Work per request grows with its head count even where its tensors are empty.
+inline constexpr int64_t kMaxHeads = 65536;
+// The contract's limit; --max_sequences may lower it.
+inline constexpr int64_t kMaxSequences = 65536;
+// Upper bound of what an AttendResponse holds besides the elements of o and lse.
+inline constexpr int64_t kResponseOverheadBytes = 512;
+
+struct AttendLimits {
+  absl::Span<const DType> dtypes = {};  // that the backend serves
+  int max_head_dim = kMaxHeadDim;
+  int max_rank = kMaxRank;
+  int64_t max_sequences = kMaxSequences;
+  int64_t max_message_bytes = 0;  // of the response
+};
+
+struct ValidatedAttend {
+  // Complete but for `sequences`, `alibi.slopes`, `o` and `lse`, which its owner points at storage
+  // of its own. q, k, v and the factors point into the fields' data.
+  AttentionProblem problem;
+  std::vector<Sequence> sequences;
+  std::vector<float> slopes;  // an aligned copy; empty where there are none
+  int64_t o_bytes = 0;
+  int64_t lse_bytes = 0;  // 0: not wanted
+};
+
+// INVALID_ARGUMENT naming the field, what came and what is accepted; RESOURCE_EXHAUSTED where the
+// response would exceed max_message_bytes.
+absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
+                                               const AttendLimits& limits);
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_SERVER_ATTEND_VALIDATION_H_

@@ -1,0 +1,84 @@
+#include "server/executor.h"
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/log.h"
+
+namespace flashbias::server {
+
+Executor::Executor(AttentionBackend* backend, const Clock* clock, Metrics* metrics)
+    : backend_(backend),
+      clock_(clock),
+      metrics_(metrics),
+      slots_(std::max(1, backend->info().max_concurrent_runs)) {}
+
+Executor::~Executor() { WaitUntilIdle(absl::InfiniteFuture()); }
+
+BackendState Executor::state() const {
+  absl::MutexLock lock(&mutex_);
+  return {.slots = slots_, .free_slots = slots_ - static_cast<int>(running_.size())};
+}
+
+void Executor::Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) {
+  Batch* const running = batch.get();
+  metrics_->BatchStarted(running->num_requests(), running->work(), running->tokens());
+  {
+    absl::MutexLock lock(&mutex_);
+    assert(static_cast<int>(running_.size()) < slots_);
+    running_.push_back(std::move(batch));
+  }
+  const absl::Time start = clock_->Now();
+  backend_->Run(running->problems(), running->stats(),
+                [this, running, start, freed = std::move(slot_freed)](absl::Status status) mutable {
+                  OnDone(running, start, status, std::move(freed));
+                });
+}
+
+void Executor::OnDone(Batch* running, absl::Time start, const absl::Status& status,
+                      SlotFreed slot_freed) {
+  const absl::Time end = clock_->Now();
+  std::unique_ptr<Batch> batch;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto at = std::find_if(running_.begin(), running_.end(),
+                                 [&](const auto& other) { return other.get() == running; });
+    assert(at != running_.end());
+    batch = std::move(*at);
+    running_.erase(at);
+    ++finishing_;
+  }
+  // The device gets its next batch before this thread spends time on answers.
+  std::move(slot_freed)();
+
+  absl::Status answer;
+  if (!status.ok()) {
+    answer = absl::InternalError(absl::StrCat("the backend failed: ", status.message()));
+    Log(LogLevel::kError, "batch failed",
+        {{"status", status.ToString()}, {"requests", batch->num_requests()}});
+  }
+  Batch::Finish(std::move(batch), answer, start, end);
+
+  absl::MutexLock lock(&mutex_);
+  --finishing_;
+}
+
+void Executor::Abandon(const absl::Status& status) {
+  std::vector<std::shared_ptr<Completion>> completions;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& batch : running_) {
+      for (const auto& request : batch->requests()) completions.push_back(request->completion());
+    }
+  }
+  for (const auto& completion : completions) completion->Finish({.status = status});
+}
+
+bool Executor::WaitUntilIdle(absl::Time deadline) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithDeadline(absl::Condition(this, &Executor::IdleLocked), deadline);
+}
+
+}  // namespace flashbias::server

@@ -1,0 +1,71 @@
+// Runs batches on one backend device, as many at once as it has slots.
+//
+// Thread-safety: all methods from any thread. Ownership: a running batch is owned here until the
+// backend's completion callback has run, so that results nobody waits for any more are harmless.
+// No callback of anyone else is called with mutex_ held.
+#ifndef FLASHBIAS_SERVER_EXECUTOR_H_
+#define FLASHBIAS_SERVER_EXECUTOR_H_
+
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "kernels/attention_backend.h"
+#include "server/batch.h"
+#include "server/batch_policy.h"
+#include "server/clock.h"
+#include "server/metrics.h"
+
+namespace flashbias::server {
+
+class Executor {
+ public:
+  using SlotFreed = absl::AnyInvocable<void() &&>;
+
+  // The backend, the clock and the metrics must outlive the executor.
+  Executor(AttentionBackend* backend, const Clock* clock, Metrics* metrics);
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+  // Waits until nothing runs.
+  ~Executor();
+
+  BackendState state() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Starts the batch and returns. When it ends the slot is free first, then `slot_freed` is called,
+  // then every request is finished: with its result, or, where the backend failed, with INTERNAL.
+  // REQUIRES: a free slot; only one thread starts batches.
+  void Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Finishes the requests of all running batches with `status` now; their results are discarded.
+  void Abandon(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Whether by `deadline` every batch that was started has ended and all of its requests are
+  // finished.
+  bool WaitUntilIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  void OnDone(Batch* running, absl::Time start, const absl::Status& status, SlotFreed slot_freed)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return running_.empty() && finishing_ == 0;
+  }
+
+  // Constant after construction.
+  AttentionBackend* const backend_;
+  const Clock* const clock_;
+  Metrics* const metrics_;
+  const int slots_;
+
+  mutable absl::Mutex mutex_;
+  std::vector<std::unique_ptr<Batch>> running_ ABSL_GUARDED_BY(mutex_);
+  // Batches whose slot is free again but whose requests are still being finished.
+  int finishing_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_SERVER_EXECUTOR_H_

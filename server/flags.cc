@@ -1,0 +1,117 @@
+#include "server/flags.h"
+
+#include <cstdint>
+#include <string_view>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+
+using flashbias::server::ServerOptions;
+
+ABSL_FLAG(std::string, listen_address, ServerOptions().listen_address,
+          "Where to serve gRPC, host:port. Port 0 picks a free one, see --port_file.");
+ABSL_FLAG(std::string, metrics_address, ServerOptions().metrics_address,
+          "Where to serve GET /metrics, host:port. Empty: nowhere.");
+ABSL_FLAG(std::string, port_file, "",
+          "Once serving, write the chosen ports there as lines grpc_port=N and metrics_port=N "
+          "(metrics_port=0: no endpoint). Empty: no file.");
+ABSL_FLAG(bool, reflection, ServerOptions().reflection, "Serve gRPC reflection.");
+
+ABSL_FLAG(std::string, backend, flashbias::BackendOptions().kind,
+          "What computes: 'auto' (the fastest there is) or 'cpu'.");
+ABSL_FLAG(int, cpu_threads, flashbias::BackendOptions().cpu_threads,
+          "Threads of the CPU backend. 0: one per hardware thread.");
+
+ABSL_FLAG(int64_t, max_queue_requests, ServerOptions().scheduler.max_queue_requests,
+          "Requests that may wait. Beyond: RESOURCE_EXHAUSTED with a retry hint.");
+ABSL_FLAG(int64_t, max_queue_bytes, ServerOptions().scheduler.max_queue_bytes,
+          "Memory, in bytes, that waiting requests may hold, messages and outputs. Beyond: "
+          "RESOURCE_EXHAUSTED with a retry hint. A larger request is taken when nothing waits.");
+ABSL_FLAG(absl::Duration, max_queue_delay, ServerOptions().scheduler.batch.max_queue_delay,
+          "While the backend is busy but could take one more batch: how long a request waits for "
+          "company. 0: not at all.");
+ABSL_FLAG(int64_t, max_batch_work, ServerOptions().scheduler.batch.max_work,
+          "Budget of a batch in estimated score elements (query row, key, head). A larger request "
+          "runs alone.");
+ABSL_FLAG(int64_t, max_batch_bytes, ServerOptions().scheduler.batch.max_bytes,
+          "Budget of a batch in bytes of requests and outputs. A larger request runs alone.");
+ABSL_FLAG(int64_t, max_batch_requests, ServerOptions().scheduler.batch.max_requests,
+          "Requests in a batch.");
+
+ABSL_FLAG(int64_t, max_message_bytes, ServerOptions().max_message_bytes,
+          "Size, in bytes, of one request or response message, 1024 to 2147483647.");
+ABSL_FLAG(int64_t, max_sequences, ServerOptions().max_sequences,
+          "Sequences in one request, 1 to 65536.");
+ABSL_FLAG(int, max_concurrent_streams, ServerOptions().max_concurrent_streams,
+          "Calls that may be open at once on one connection.");
+ABSL_FLAG(absl::Duration, keepalive_time, ServerOptions().keepalive_time,
+          "Ping a client that has been silent for this long, 1s to 24h.");
+ABSL_FLAG(absl::Duration, keepalive_timeout, ServerOptions().keepalive_timeout,
+          "Drop a client that leaves a ping unanswered for this long, 1s to 24h.");
+ABSL_FLAG(absl::Duration, min_ping_interval, ServerOptions().min_ping_interval,
+          "Drop clients that ping more often than this while no data flows, 0 to 24h.");
+
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30),
+          "On SIGTERM or SIGINT: time for accepted requests to finish. 0: cut them short.");
+ABSL_FLAG(std::string, log_level, "info", "One of debug, info, warning, error.");
+ABSL_FLAG(std::string, log_format, "text", "text (key=value) or json (one object a line).");
+
+namespace flashbias::server {
+namespace {
+
+absl::StatusOr<LogLevel> ParseLevel(const std::string& level) {
+  if (level == "debug") return LogLevel::kDebug;
+  if (level == "info") return LogLevel::kInfo;
+  if (level == "warning") return LogLevel::kWarning;
+  if (level == "error") return LogLevel::kError;
+  return absl::InvalidArgumentError(
+      absl::StrCat("log_level is '", level, "'; accepted: debug, info, warning, error"));
+}
+
+absl::StatusOr<LogFormat> ParseFormat(const std::string& format) {
+  if (format == "text") return LogFormat::kText;
+  if (format == "json") return LogFormat::kJson;
+  return absl::InvalidArgumentError(
+      absl::StrCat("log_format is '", format, "'; accepted: text, json"));
+}
+
+}  // namespace
+
+absl::StatusOr<ProgramOptions> OptionsFromFlags() {
+  ProgramOptions options;
+  options.server.listen_address = absl::GetFlag(FLAGS_listen_address);
+  options.server.metrics_address = absl::GetFlag(FLAGS_metrics_address);
+  options.server.reflection = absl::GetFlag(FLAGS_reflection);
+  options.server.scheduler = {.batch = {.max_work = absl::GetFlag(FLAGS_max_batch_work),
+                                        .max_bytes = absl::GetFlag(FLAGS_max_batch_bytes),
+                                        .max_requests = absl::GetFlag(FLAGS_max_batch_requests),
+                                        .max_queue_delay = absl::GetFlag(FLAGS_max_queue_delay)},
+                              .max_queue_requests = absl::GetFlag(FLAGS_max_queue_requests),
+                              .max_queue_bytes = absl::GetFlag(FLAGS_max_queue_bytes)};
+  options.server.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
+  options.server.max_sequences = absl::GetFlag(FLAGS_max_sequences);
+  options.server.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);
+  options.server.keepalive_time = absl::GetFlag(FLAGS_keepalive_time);
+  options.server.keepalive_timeout = absl::GetFlag(FLAGS_keepalive_timeout);
+  options.server.min_ping_interval = absl::GetFlag(FLAGS_min_ping_interval);
+  const absl::Status valid = Validate(options.server);
+  if (!valid.ok()) return valid;
+
+  options.backend = {.kind = absl::GetFlag(FLAGS_backend),
+                     .cpu_threads = absl::GetFlag(FLAGS_cpu_threads)};
+  options.port_file = absl::GetFlag(FLAGS_port_file);
+  options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  if (options.drain_timeout < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "drain_timeout is ", absl::FormatDuration(options.drain_timeout), "; accepted: 0 or more"));
+  }
+  const absl::StatusOr<LogLevel> level = ParseLevel(absl::GetFlag(FLAGS_log_level));
+  if (!level.ok()) return level.status();
+  options.log_level = *level;
+  const absl::StatusOr<LogFormat> format = ParseFormat(absl::GetFlag(FLAGS_log_format));
+  if (!format.ok()) return format.status();
+  options.log_format = *format;
+  return options;
+}
+
+}  // namespace flashbias::server

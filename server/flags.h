@@ -1,0 +1,31 @@
+// The command line of flashbias-server: one flag for every option.
+//
+// Thread-safety: call after absl::ParseCommandLine, from one thread.
+#ifndef FLASHBIAS_SERVER_FLAGS_H_
+#define FLASHBIAS_SERVER_FLAGS_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/backend_factory.h"
+#include "server/log.h"
+#include "server/options.h"
+
+namespace flashbias::server {
+
+struct ProgramOptions {
+  ServerOptions server;
+  BackendOptions backend;
+  std::string port_file;  // empty: none
+  absl::Duration drain_timeout;
+  LogLevel log_level = LogLevel::kInfo;
+  LogFormat log_format = LogFormat::kText;
+};
+
+// INVALID_ARGUMENT naming the flag, its value and what is accepted.
+absl::StatusOr<ProgramOptions> OptionsFromFlags();
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_SERVER_FLAGS_H_

@@ -1,0 +1,202 @@
+#include "server/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <array>
+#include <vector>
+
+namespace flashbias::server {
+namespace {
+
+constexpr std::array kMethods = {"Attend", "GetServerInfo"};
+constexpr std::array kStages = {"receive", "queue", "compute", "send"};
+constexpr std::array kReasons = {"queue", "deadline", "invalid", "draining", "memory"};
+constexpr std::array kWheres = {"queue", "running"};
+constexpr const char* kTransport = "grpc";
+constexpr int kStatusCodes = 17;  // OK to UNAUTHENTICATED
+
+// 100 us to 60 s, 1.6x apart.
+prometheus::Histogram::BucketBoundaries SecondsBuckets() {
+  prometheus::Histogram::BucketBoundaries bounds;
+  for (double bound = 100e-6; bound < 60; bound *= 1.6) bounds.push_back(bound);
+  bounds.push_back(60);
+  return bounds;
+}
+
+// first, first * factor, ..., `count` bounds.
+prometheus::Histogram::BucketBoundaries PowerBuckets(double first, double factor, int count) {
+  prometheus::Histogram::BucketBoundaries bounds;
+  for (int n = 0; n < count; ++n, first *= factor) bounds.push_back(first);
+  return bounds;
+}
+
+template <typename Enum>
+size_t Index(Enum value) {
+  return static_cast<size_t>(value);
+}
+
+}  // namespace
+
+struct Metrics::Impl {
+  std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
+
+  std::array<std::array<prometheus::Counter*, kStatusCodes>, kMethods.size()> requests;
+  std::array<prometheus::Histogram*, kMethods.size()> request_duration;
+  std::array<prometheus::Histogram*, kStages.size()> stage_duration;
+  prometheus::Histogram* batch_requests;
+  prometheus::Histogram* batch_work;
+  prometheus::Histogram* batch_tokens;
+  prometheus::Histogram* request_bytes;
+  prometheus::Histogram* response_bytes;
+  std::array<prometheus::Counter*, kReasons.size()> rejected;
+  std::array<prometheus::Counter*, kWheres.size()> cancelled;
+  prometheus::Gauge* queue_requests;
+  prometheus::Gauge* queue_bytes;
+  prometheus::Gauge* inflight_requests;
+  prometheus::Counter* tiles_computed;
+  prometheus::Counter* tiles_skipped;
+  prometheus::Counter* received_bytes;
+  prometheus::Counter* sent_bytes;
+
+  prometheus::Family<prometheus::Counter>& CounterFamily(const std::string& name,
+                                                         const std::string& help) {
+    return prometheus::BuildCounter().Name("flashbias_" + name).Help(help).Register(*registry);
+  }
+  prometheus::Family<prometheus::Histogram>& HistogramFamily(const std::string& name,
+                                                             const std::string& help) {
+    return prometheus::BuildHistogram().Name("flashbias_" + name).Help(help).Register(*registry);
+  }
+  prometheus::Gauge* AddGauge(const std::string& name, const std::string& help) {
+    return &prometheus::BuildGauge()
+                .Name("flashbias_" + name)
+                .Help(help)
+                .Register(*registry)
+                .Add({});
+  }
+};
+
+Metrics::Metrics(const std::string& version, const std::string& backend)
+    : impl_(std::make_unique<Impl>()) {
+  Impl& m = *impl_;
+
+  auto& requests = m.CounterFamily("requests_total", "Calls answered, by method and status code.");
+  auto& request_duration = m.HistogramFamily("request_duration_seconds",
+                                             "From the arrival of a call's message to its answer.");
+  for (size_t method = 0; method < kMethods.size(); ++method) {
+    for (int code = 0; code < kStatusCodes; ++code) {
+      m.requests[method][code] =
+          &requests.Add({{"method", kMethods[method]},
+                         {"transport", kTransport},
+                         {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+    }
+    m.request_duration[method] = &request_duration.Add(
+        {{"method", kMethods[method]}, {"transport", kTransport}}, SecondsBuckets());
+  }
+  auto& stages = m.HistogramFamily("stage_duration_seconds",
+                                   "Time that answered Attend calls spent in each stage.");
+  for (size_t stage = 0; stage < kStages.size(); ++stage) {
+    m.stage_duration[stage] = &stages.Add({{"stage", kStages[stage]}}, SecondsBuckets());
+  }
+
+  m.batch_requests =
+      &m.HistogramFamily("batch_requests", "Requests in a batch.").Add({}, PowerBuckets(1, 2, 11));
+  m.batch_work = &m.HistogramFamily("batch_work", "Estimated score elements in a batch.")
+                      .Add({}, PowerBuckets(1024, 4, 16));
+  m.batch_tokens =
+      &m.HistogramFamily("batch_tokens", "Query rows in a batch.").Add({}, PowerBuckets(1, 4, 14));
+  m.request_bytes = &m.HistogramFamily("request_bytes", "Size of Attend request messages.")
+                         .Add({}, PowerBuckets(256, 4, 13));
+  m.response_bytes = &m.HistogramFamily("response_bytes", "Size of Attend response messages.")
+                          .Add({}, PowerBuckets(256, 4, 13));
+
+  auto& rejected = m.CounterFamily(
+      "rejected_total", "Attend requests refused, or dropped from the queue by their deadline.");
+  for (size_t reason = 0; reason < kReasons.size(); ++reason) {
+    m.rejected[reason] = &rejected.Add({{"reason", kReasons[reason]}});
+  }
+  auto& cancelled = m.CounterFamily("cancelled_total",
+                                    "Attend requests that were cancelled, by where they were.");
+  for (size_t where = 0; where < kWheres.size(); ++where) {
+    m.cancelled[where] = &cancelled.Add({{"where", kWheres[where]}});
+  }
+
+  m.queue_requests = m.AddGauge("queue_requests", "Requests that wait for a batch.");
+  m.queue_bytes = m.AddGauge("queue_bytes", "Memory that waiting requests hold.");
+  m.inflight_requests = m.AddGauge("inflight_requests", "Calls that have no answer yet.");
+
+  m.tiles_computed =
+      &m.CounterFamily("tiles_computed_total", "(head, query tile, key tile) triples computed.")
+           .Add({});
+  m.tiles_skipped = &m.CounterFamily("tiles_skipped_total",
+                                     "Triples that the mask admits and the eps bound left out.")
+                         .Add({});
+  m.received_bytes =
+      &m.CounterFamily("received_bytes_total", "Bytes of Attend request messages.").Add({});
+  m.sent_bytes = &m.CounterFamily("sent_bytes_total", "Bytes of Attend response messages.").Add({});
+
+  prometheus::BuildGauge()
+      .Name("flashbias_build_info")
+      .Help("1; what runs is in the labels.")
+      .Register(*m.registry)
+      .Add({{"version", version}, {"backend", backend}})
+      .Set(1);
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::CallStarted() { impl_->inflight_requests->Increment(); }
+
+void Metrics::CallFinished(Method method, absl::StatusCode code, absl::Duration duration) {
+  const int index = static_cast<int>(code);
+  const bool known = index >= 0 && index < kStatusCodes;
+  impl_->requests[Index(method)][known ? index : static_cast<int>(absl::StatusCode::kUnknown)]
+      ->Increment();
+  impl_->request_duration[Index(method)]->Observe(absl::ToDoubleSeconds(duration));
+  impl_->inflight_requests->Decrement();
+}
+
+void Metrics::StageFinished(Stage stage, absl::Duration duration) {
+  impl_->stage_duration[Index(stage)]->Observe(absl::ToDoubleSeconds(duration));
+}
+
+void Metrics::BatchStarted(int64_t requests, int64_t work, int64_t tokens) {
+  impl_->batch_requests->Observe(static_cast<double>(requests));
+  impl_->batch_work->Observe(static_cast<double>(work));
+  impl_->batch_tokens->Observe(static_cast<double>(tokens));
+}
+
+void Metrics::Rejected(RejectReason reason) { impl_->rejected[Index(reason)]->Increment(); }
+
+void Metrics::Cancelled(CancelWhere where) { impl_->cancelled[Index(where)]->Increment(); }
+
+void Metrics::SetQueue(int64_t requests, int64_t bytes) {
+  impl_->queue_requests->Set(static_cast<double>(requests));
+  impl_->queue_bytes->Set(static_cast<double>(bytes));
+}
+
+void Metrics::TilesFinished(int64_t computed, int64_t skipped) {
+  impl_->tiles_computed->Increment(static_cast<double>(computed));
+  impl_->tiles_skipped->Increment(static_cast<double>(skipped));
+}
+
+void Metrics::ReceivedMessage(int64_t bytes) {
+  impl_->request_bytes->Observe(static_cast<double>(bytes));
+  impl_->received_bytes->Increment(static_cast<double>(bytes));
+}
+
+void Metrics::SentMessage(int64_t bytes) {
+  impl_->response_bytes->Observe(static_cast<double>(bytes));
+  impl_->sent_bytes->Increment(static_cast<double>(bytes));
+}
+
+std::string Metrics::Serialize() const {
+  return prometheus::TextSerializer().Serialize(impl_->registry->Collect());
+}
+
+std::shared_ptr<prometheus::Collectable> Metrics::collectable() const { return impl_->registry; }
+
+}  // namespace flashbias::server

@@ -1,0 +1,61 @@
+// Everything the server counts, in Prometheus' terms (server/README.md lists the names).
+//
+// Thread-safety: all methods from any thread. All children exist from the start, so that a series
+// begins at zero and recording never looks a label up.
+#ifndef FLASHBIAS_SERVER_METRICS_H_
+#define FLASHBIAS_SERVER_METRICS_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace prometheus {
+class Collectable;
+}
+
+namespace flashbias::server {
+
+enum class Method { kAttend, kGetServerInfo };
+enum class Stage { kReceive, kQueue, kCompute, kSend };
+// kMemory: the answer would exceed the message limit.
+enum class RejectReason { kQueue, kDeadline, kInvalid, kDraining, kMemory };
+enum class CancelWhere { kQueue, kRunning };
+
+class Metrics {
+ public:
+  // Labels of build_info.
+  Metrics(const std::string& version, const std::string& backend);
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+  ~Metrics();
+
+  // A call has begun, and has been answered (with `code`, `duration` after it began).
+  void CallStarted();
+  void CallFinished(Method method, absl::StatusCode code, absl::Duration duration);
+
+  void StageFinished(Stage stage, absl::Duration duration);
+  void BatchStarted(int64_t requests, int64_t work, int64_t tokens);
+  void Rejected(RejectReason reason);
+  void Cancelled(CancelWhere where);
+  void SetQueue(int64_t requests, int64_t bytes);
+  void TilesFinished(int64_t computed, int64_t skipped);
+  // One message of a call to Attend.
+  void ReceivedMessage(int64_t bytes);
+  void SentMessage(int64_t bytes);
+
+  // The text exposition format.
+  std::string Serialize() const;
+  // For the scrape endpoint.
+  std::shared_ptr<prometheus::Collectable> collectable() const;
+
+ private:
+  struct Impl;
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_SERVER_METRICS_H_

@@ -1,0 +1,64 @@
+#include "server/options.h"
+
+#include <limits>
+#include <string_view>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "server/attend_validation.h"
+
+namespace flashbias::server {
+namespace {
+
+absl::Status CheckAddress(const char* name, const std::string& address) {
+  const size_t colon = address.rfind(':');
+  int port = -1;
+  if (colon != std::string::npos && colon > 0 &&
+      absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 0 && port <= 65535) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is '", address, "'; accepted: host:port, with port 0 to 65535"));
+}
+
+absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, "; accepted: ", min, " to ", max));
+}
+
+// gRPC takes these as int milliseconds.
+absl::Status CheckDuration(const char* name, absl::Duration value, absl::Duration min) {
+  const absl::Duration max = absl::Hours(24);
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " is ", absl::FormatDuration(value),
+                                                 "; accepted: ", absl::FormatDuration(min), " to ",
+                                                 absl::FormatDuration(max)));
+}
+
+}  // namespace
+
+absl::Status Validate(const ServerOptions& options) {
+  const SchedulerOptions& scheduler = options.scheduler;
+  for (const absl::Status& status : {
+           CheckAddress("listen_address", options.listen_address),
+           options.metrics_address.empty()
+               ? absl::OkStatus()
+               : CheckAddress("metrics_address", options.metrics_address),
+           Validate(scheduler),
+           CheckRange("max_message_bytes", options.max_message_bytes, 1024,
+                      std::numeric_limits<int32_t>::max()),
+           CheckRange("max_sequences", options.max_sequences, 1, kMaxSequences),
+           CheckRange("max_concurrent_streams", options.max_concurrent_streams, 1,
+                      std::numeric_limits<int32_t>::max()),
+           CheckDuration("keepalive_time", options.keepalive_time, absl::Seconds(1)),
+           CheckDuration("keepalive_timeout", options.keepalive_timeout, absl::Seconds(1)),
+           CheckDuration("min_ping_interval", options.min_ping_interval, absl::ZeroDuration()),
+       }) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace flashbias::server

@@ -1,0 +1,47 @@
+// Every setting and limit of the server, validated once.
+//
+// Thread-safety: a plain value. server/flags.h makes one from the command line; the comments there
+// are the help texts.
+#ifndef FLASHBIAS_SERVER_OPTIONS_H_
+#define FLASHBIAS_SERVER_OPTIONS_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/scheduler.h"
+
+namespace flashbias::server {
+
+struct ServerOptions {
+  std::string listen_address = "0.0.0.0:8471";   // host:port; port 0 picks a free one
+  std::string metrics_address = "0.0.0.0:8472";  // host:port as above; empty: no metrics endpoint
+
+  SchedulerOptions scheduler = {
+      .batch = {.max_work = int64_t{1} << 26,
+                .max_bytes = int64_t{256} << 20,
+                .max_requests = 64,
+                .max_queue_delay = absl::Milliseconds(2)},
+      .max_queue_requests = 1024,
+      .max_queue_bytes = int64_t{2} << 30,
+  };
+
+  int64_t max_message_bytes = int64_t{512}
+                              << 20;  // of a request and of a response; 1 KiB to 2^31 - 1
+  int64_t max_sequences = 65536;      // of one request; 1 to 65536
+  int max_concurrent_streams = 1024;  // calls at once on one connection; at least 1
+
+  absl::Duration keepalive_time = absl::Minutes(1);      // ping a silent client after; at least 1 s
+  absl::Duration keepalive_timeout = absl::Seconds(20);  // and drop it after; at least 1 s
+  absl::Duration min_ping_interval = absl::Seconds(10);  // clients that ping more often are dropped
+
+  bool reflection = true;  // serve grpc.reflection
+};
+
+// INVALID_ARGUMENT naming the option, its value and what is accepted.
+absl::Status Validate(const ServerOptions& options);
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_SERVER_OPTIONS_H_

@@ -1,0 +1,24 @@
+#include "server/scheduler_thread.h"
+
+namespace flashbias::server {
+
+SchedulerThread::SchedulerThread(Scheduler* scheduler, const Clock* clock)
+    : scheduler_(scheduler), clock_(clock), thread_([this] { Loop(); }) {}
+
+SchedulerThread::~SchedulerThread() {
+  stop_.store(true, std::memory_order_release);
+  scheduler_->Wake();
+  thread_.join();
+}
+
+void SchedulerThread::Loop() {
+  // Poll clears the change flag, so stop_ is looked at after it: a Wake that Poll swallowed came
+  // with stop_ already set.
+  for (;;) {
+    const absl::Time again = scheduler_->Poll(clock_->Now());
+    if (stop_.load(std::memory_order_acquire)) return;
+    scheduler_->AwaitChange(again);
+  }
+}
+
+}  // namespace flashbias::server

@@ -1,0 +1,194 @@
+#include "server/service.h"
+
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/codec.h"
+#include "server/log.h"
+#include "server/pending_request.h"
+
+namespace flashbias::server {
+namespace {
+
+// Read by gRPC's retry machinery and by our client.
+constexpr const char* kRetryPushback = "grpc-retry-pushback-ms";
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
+}
+
+v1::DType ToWire(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return v1::DTYPE_FLOAT16;
+    case DType::kBFloat16:
+      return v1::DTYPE_BFLOAT16;
+    case DType::kFloat32:
+      return v1::DTYPE_FLOAT32;
+  }
+  return v1::DTYPE_UNSPECIFIED;
+}
+
+RejectReason ReasonOf(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) ? RejectReason::kMemory : RejectReason::kInvalid;
+}
+
+}  // namespace
+
+// One call to Attend; deletes itself when gRPC is done with it. Answer runs once, because only the
+// request's completion or, where no request came to be, Begin calls it.
+class Service::AttendCall final : public grpc::ServerUnaryReactor {
+ public:
+  AttendCall(Service* service, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+      : service_(service),
+        context_(context),
+        response_(response),
+        arrival_(service->clock_->Now()) {
+    service_->CallBegins();
+    service_->metrics_->CallStarted();
+  }
+
+  // Decodes and enqueues. The call may be answered when this returns, not yet destroyed: gRPC binds
+  // it only after the handler has returned it.
+  void Begin(grpc::ByteBuffer* message) {
+    Metrics& metrics = *service_->metrics_;
+    const auto message_bytes = static_cast<int64_t>(message->Length());
+    metrics.ReceivedMessage(message_bytes);
+    // Under overload this spares the decoding.
+    if (std::optional<Outcome> refusal = service_->scheduler_->Refusal(message_bytes)) {
+      Answer(*std::move(refusal));
+      return;
+    }
+    absl::StatusOr<DecodedAttend> decoded = DecodeAttendRequest(message, service_->limits_);
+    const absl::Duration receive = service_->clock_->Now() - arrival_;
+    metrics.StageFinished(Stage::kReceive, receive);
+    if (!decoded.ok()) {
+      metrics.Rejected(ReasonOf(decoded.status()));
+      Answer({.status = decoded.status()});
+      return;
+    }
+    ticket_ = service_->scheduler_->Enqueue(std::make_unique<PendingRequest>(
+        PendingRequest::Params{.problem = decoded->problem,
+                               .storage = std::move(decoded->storage),
+                               .bytes = decoded->bytes,
+                               .receive_duration = receive,
+                               .deadline = absl::FromChrono(context_->deadline())},
+        [this](Outcome outcome) { Answer(std::move(outcome)); }));
+  }
+
+  void OnCancel() override {
+    if (ticket_.completion == nullptr) return;  // answered in Begin
+    const bool expired = absl::FromChrono(context_->deadline()) <= service_->clock_->Now();
+    service_->scheduler_->Cancel(
+        ticket_, expired ? absl::DeadlineExceededError("the deadline passed before the answer")
+                         : absl::CancelledError("the caller cancelled"));
+  }
+
+  void OnDone() override {
+    Service* const service = service_;
+    delete this;
+    service->CallEnds();
+  }
+
+ private:
+  void Answer(Outcome outcome) {
+    Metrics& metrics = *service_->metrics_;
+    if (outcome.status.ok()) {
+      const absl::Duration send = service_->clock_->Now() - outcome.batch_end;
+      *response_ = EncodeAttendResponse(outcome.problem, std::move(outcome.storage),
+                                        {.receive = outcome.receive_duration,
+                                         .queue = outcome.queue_duration,
+                                         .compute = outcome.compute_duration,
+                                         .send = send,
+                                         .batch_requests = outcome.batch_requests,
+                                         .stats = outcome.stats});
+      // gRPC aborts the process on an OK answer without a buffer.
+      if (!response_->Valid()) outcome.status = absl::InternalError("the response has no bytes");
+    }
+    if (outcome.status.ok()) {
+      metrics.StageFinished(Stage::kQueue, outcome.queue_duration);
+      metrics.StageFinished(Stage::kCompute, outcome.compute_duration);
+      metrics.StageFinished(Stage::kSend, service_->clock_->Now() - outcome.batch_end);
+      metrics.TilesFinished(outcome.stats.tiles_computed, outcome.stats.tiles_skipped);
+      metrics.SentMessage(static_cast<int64_t>(response_->Length()));
+    } else if (outcome.retry_after.has_value()) {
+      context_->AddTrailingMetadata(kRetryPushback,
+                                    absl::StrCat(absl::ToInt64Milliseconds(*outcome.retry_after)));
+    }
+    const absl::Duration total = service_->clock_->Now() - arrival_;
+    metrics.CallFinished(Method::kAttend, outcome.status.code(), total);
+    if (LogEnabled(LogLevel::kDebug)) {
+      Log(LogLevel::kDebug, "attend",
+          {{"peer", context_->peer()}, {"status", outcome.status.ToString()}, {"duration", total}});
+    }
+    Finish(ToGrpc(outcome.status));  // last: the call may be gone when this returns
+  }
+
+  Service* const service_;
+  grpc::CallbackServerContext* const context_;
+  grpc::ByteBuffer* const response_;
+  const absl::Time arrival_;
+  Ticket ticket_;
+};
+
+Service::Service(const ServerOptions& options, const BackendInfo& backend, const Clock* clock,
+                 Scheduler* scheduler, Metrics* metrics)
+    : backend_(backend), clock_(clock), scheduler_(scheduler), metrics_(metrics) {
+  limits_ = {.dtypes = backend_.dtypes,
+             .max_head_dim = backend_.max_head_dim,
+             .max_rank = backend_.max_rank,
+             .max_sequences = options.max_sequences,
+             .max_message_bytes = options.max_message_bytes};
+  info_.set_version(FLASHBIAS_VERSION);
+  info_.set_backend(backend_.name);
+  for (const std::string& device : backend_.devices) info_.add_devices(device);
+  for (const DType dtype : backend_.dtypes) info_.add_dtypes(ToWire(dtype));
+  info_.set_max_head_dim(backend_.max_head_dim);
+  for (const int head_dim : backend_.fast_head_dims) info_.add_fast_head_dims(head_dim);
+  info_.set_max_rank(backend_.max_rank);
+  info_.set_max_message_bytes(options.max_message_bytes);
+  info_.set_max_queue_requests(options.scheduler.max_queue_requests);
+  info_.set_max_queue_bytes(options.scheduler.max_queue_bytes);
+  info_.set_default_eps(kDefaultEps);
+  info_.set_max_eps(kMaxEps);
+}
+
+grpc::ServerUnaryReactor* Service::Attend(grpc::CallbackServerContext* context,
+                                          const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) {
+  auto* const call = new AttendCall(this, context, response);
+  // gRPC owns the buffer, which is not const itself, until the call ends; the codec lets go of its
+  // memory as soon as it has been read.
+  call->Begin(const_cast<grpc::ByteBuffer*>(request));
+  return call;
+}
+
+grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* context,
+                                                 const v1::GetServerInfoRequest* /*request*/,
+                                                 v1::GetServerInfoResponse* response) {
+  const absl::Time arrival = clock_->Now();
+  metrics_->CallStarted();
+  *response = info_;
+  metrics_->CallFinished(Method::kGetServerInfo, absl::StatusCode::kOk, clock_->Now() - arrival);
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+bool Service::WaitUntilIdle(absl::Time deadline) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithDeadline(absl::Condition(this, &Service::IdleLocked), deadline);
+}
+
+void Service::CallBegins() {
+  absl::MutexLock lock(&mutex_);
+  ++calls_;
+}
+
+void Service::CallEnds() {
+  absl::MutexLock lock(&mutex_);
+  --calls_;
+}
+
+}  // namespace flashbias::server

@@ -1,0 +1,70 @@
+// AttentionService over gRPC: bytes in, scheduler, bytes out.
+//
+// Every call is answered exactly once: with its outcome, or, when the caller goes away or its
+// deadline passes, at once (a callback call that is never finished would keep the gRPC server from
+// shutting down). The backend never writes to memory of a call: it writes to the PendingRequest's,
+// so a result that comes after the answer is harmless.
+//
+// Thread-safety: methods are called by gRPC's threads. The scheduler and the metrics must outlive
+// the service, and the service every call (WaitUntilIdle).
+#ifndef FLASHBIAS_SERVER_SERVICE_H_
+#define FLASHBIAS_SERVER_SERVICE_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "flashbias/v1/attention.grpc.pb.h"
+#include "kernels/attention_backend.h"
+#include "server/attend_validation.h"
+#include "server/clock.h"
+#include "server/metrics.h"
+#include "server/options.h"
+#include "server/scheduler.h"
+
+namespace flashbias::server {
+
+class Service final
+    : public v1::AttentionService::WithRawCallbackMethod_Attend<
+          v1::AttentionService::WithCallbackMethod_GetServerInfo<v1::AttentionService::Service>> {
+ public:
+  Service(const ServerOptions& options, const BackendInfo& backend, const Clock* clock,
+          Scheduler* scheduler, Metrics* metrics);
+
+  grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,
+                                   const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const v1::GetServerInfoRequest* request,
+                                          v1::GetServerInfoResponse* response) override;
+
+  // Whether by `deadline` gRPC is done with every call to Attend: its answer is on the wire.
+  bool WaitUntilIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  class AttendCall;
+
+  void CallBegins() ABSL_LOCKS_EXCLUDED(mutex_);
+  void CallEnds() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return calls_ == 0; }
+
+  // Constant after construction.
+  const BackendInfo backend_;
+  AttendLimits limits_;
+  v1::GetServerInfoResponse info_;
+  const Clock* const clock_;
+  Scheduler* const scheduler_;
+  Metrics* const metrics_;
+
+  absl::Mutex mutex_;
+  int64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_SERVER_SERVICE_H_
