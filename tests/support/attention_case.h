@@ -48,7 +48,7 @@ struct AttentionCase {
   int num_q_heads = 2;
   int num_kv_heads = 2;
   int head_dim = 32;
-  std::vector<SequenceCase> sequences = {{.q_len = 16, .kv_len = 16}};
+  std::vector<SequenceCase> sequences = std::vector<SequenceCase>(1, {.q_len = 16, .kv_len = 16});
   Mask mask = {};
   float softmax_scale = 0;  // 0: 1 / sqrt(head_dim)
   BiasKind bias = BiasKind::kAlibi;
