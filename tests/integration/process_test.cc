@@ -135,7 +135,9 @@ TEST_F(ProcessTest, SigtermDrainsAndExitsWithZero) {
         EXPECT_TRUE(support::MatchesReference(owned));
         ++answered;
       } else {
-        EXPECT_EQ(result.status().code(), absl::StatusCode::kUnavailable) << result.status();
+        // CANCELLED where the message was still arriving when the connection closed.
+        EXPECT_TRUE(absl::IsUnavailable(result.status()) || absl::IsCancelled(result.status()))
+            << result.status();
       }
     });
   }

@@ -468,7 +468,9 @@ TEST_F(ServiceTest, ShutdownFinishesWhatWasAccepted) {
         EXPECT_EQ(owned.CheckOutputs(), "");
       } else {
         ++refused;
-        EXPECT_EQ(result.status().code(), absl::StatusCode::kUnavailable) << result.status();
+        // CANCELLED where the message was still arriving when the connection closed.
+        EXPECT_TRUE(absl::IsUnavailable(result.status()) || absl::IsCancelled(result.status()))
+            << result.status();
       }
     });
   }
