@@ -25,7 +25,7 @@
 #include "client/load/verifier.h"
 #include "client/load/workload.h"
 
-ABSL_FLAG(std::string, target, "localhost:50051", "server: host:port or unix:/path");
+ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port or unix:/path");
 ABSL_FLAG(int, concurrency, 8, "requests in flight, 1 to 1024");
 ABSL_FLAG(int, connections, 1, "TCP connections, 1 to 256");
 ABSL_FLAG(int64_t, heads, 50, "heads of q");
@@ -237,7 +237,7 @@ int Main(absl::Span<const char* const> arguments) {
   if (!line.ok()) return Fail(line.status(), 2);
   if (line->help) {
     std::cout << HelpText(
-        "flashbias-load --target=localhost:50051 --concurrency=8 --duration=10s --verify\n",
+        "flashbias-load --target=localhost:8471 --concurrency=8 --duration=10s --verify\n",
         "client/load/");
     return 0;
   }
