@@ -1,6 +1,7 @@
 // How much work a problem is, estimated from its shapes and slopes alone.
 //
-// Pure function, thread-safe. Used by the batch policy to fill batches by work, not by count.
+// Pure functions, thread-safe. Used to fill batches by work instead of by count, and to run the
+// longest tasks first. They read shapes, mask, eps and slopes, never the tensors.
 #ifndef FLASHBIAS_KERNELS_WORK_ESTIMATE_H_
 #define FLASHBIAS_KERNELS_WORK_ESTIMATE_H_
 
@@ -10,9 +11,12 @@
 
 namespace flashbias {
 
-// Estimated score elements (query row, key) over all heads and sequences that the mask admits and
-// skipping is expected to leave, at least 1, saturating at INT64_MAX. Reads shapes, mask, eps and
-// slopes, never the tensors.
+// Estimated keys that row `q_row` of one sequence and head computes: those that the mask admits and
+// that skipping is expected to leave.
+double ExpectedKeys(const AttentionProblem& problem, int64_t sequence, int head, int64_t q_row);
+
+// Estimated score elements (query row, key) over all heads and sequences, at least 1, saturating at
+// INT64_MAX.
 int64_t EstimateScoreElements(const AttentionProblem& problem);
 
 }  // namespace flashbias

@@ -1,9 +1,225 @@
 #include "kernels/cpu/cpu_backend.h"
 
-namespace flashbias {
+#include <oneapi/tbb/parallel_for.h>
+#include <oneapi/tbb/task_arena.h>
 
-absl::StatusOr<std::unique_ptr<AttentionBackend>> CreateCpuBackend(const CpuBackendOptions&) {
-  return absl::UnimplementedError("being written");
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "kernels/cpu/attention_task.h"
+#include "kernels/cpu/packed_buffer.h"
+#include "kernels/cpu/packed_sequence.h"
+#include "kernels/cpu/task_list.h"
+#include "kernels/cpu/workspace.h"
+
+namespace flashbias {
+namespace {
+
+using cpu::AttentionTask;
+using cpu::PackedSequence;
+using cpu::TaskStats;
+using cpu::Workspace;
+
+constexpr int kMaxThreads = 1024;
+// Packed memory that is filled and computed at a time, unless one head alone needs more: large
+// enough for all threads to have work, small enough to stay near the cores. 64 MiB.
+constexpr int64_t kPackedFloats = int64_t{16} << 20;
+
+bool MaySkip(const AttentionProblem& problem) {
+  return problem.bias_kind == BiasKind::kAlibi && problem.eps > 0;
+}
+
+// In floats.
+int64_t RoundUpToLine(int64_t n) {
+  return (n + cpu::kMaxLanes - 1) / cpu::kMaxLanes * cpu::kMaxLanes;
+}
+
+// Sets the arrays of `packed` to consecutive parts of `memory`.
+float* AssignMemory(float* memory, PackedSequence& packed) {
+  float* const end = memory + RoundUpToLine(packed.TotalFloats());
+  const auto take = [&memory](int64_t floats) { return std::exchange(memory, memory + floats); };
+  packed.keys = take(packed.kv_head_count * packed.num_tiles * packed.key_tile_floats);
+  packed.values = take(packed.kv_head_count * packed.num_tiles * packed.value_tile_floats);
+  packed.factors = take(packed.factor_head_count * packed.num_tiles * packed.factor_tile_floats);
+  packed.tile_max = take(packed.kv_head_count * packed.num_tiles);
+  return end;
+}
+
+class CpuBackend final : public AttentionBackend {
+ public:
+  explicit CpuBackend(int num_threads)
+      : workspaces_(num_threads), arena_(num_threads), runner_([this] { RunLoop(); }) {
+    info_.name = "cpu";
+    info_.devices = {absl::StrCat(cpu::InstructionSet(), ", ", num_threads, " threads")};
+    info_.dtypes = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
+    info_.fast_head_dims = {32, 64, 128};
+    info_.max_concurrent_runs = 2;  // one computes, one waits ready behind it
+  }
+
+  ~CpuBackend() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+    }
+    runner_.join();
+  }
+
+  const BackendInfo& info() const override { return info_; }
+
+  void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
+           Done done) override {
+    absl::MutexLock lock(&mutex_);
+    pending_.push_back({.problems = problems, .stats = stats, .done = std::move(done)});
+  }
+
+ private:
+  struct PendingRun {
+    absl::Span<const AttentionProblem> problems;
+    absl::Span<ProblemStats> stats;
+    Done done;
+  };
+
+  // Computes runs one after the other, each with all threads, until stopped and empty.
+  void RunLoop() {
+    for (;;) {
+      PendingRun run;
+      {
+        absl::MutexLock lock(&mutex_);
+        mutex_.Await(absl::Condition(this, &CpuBackend::HasWorkOrStops));
+        if (pending_.empty()) return;
+        run = std::move(pending_.front());
+        pending_.pop_front();
+      }
+      absl::Status status;
+      arena_.execute([&] { status = Compute(run.problems, run.stats); });
+      std::move(run.done)(std::move(status));
+    }
+  }
+
+  bool HasWorkOrStops() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return stopping_ || !pending_.empty();
+  }
+
+  // Calls work(item, worker) for every item, handing items out in order; no two calls with the same
+  // worker overlap.
+  template <typename Work>
+  void ForEachInOrder(size_t count, const Work& work) {
+    const size_t workers = std::min(count, workspaces_.size());
+    std::atomic<size_t> next{0};
+    tbb::parallel_for(
+        tbb::blocked_range<size_t>(0, workers, 1),
+        [&](const tbb::blocked_range<size_t>& range) {
+          for (size_t worker = range.begin(); worker != range.end(); ++worker) {
+            for (size_t n = next++; n < count; n = next++) work(n, worker);
+          }
+        },
+        tbb::simple_partitioner());
+  }
+
+  absl::Status Compute(absl::Span<const AttentionProblem> problems,
+                       absl::Span<ProblemStats> stats) {
+    std::fill(stats.begin(), stats.end(), ProblemStats{});
+    std::vector<PackedSequence> packed = cpu::MakePackedSequences(problems, kPackedFloats);
+    for (size_t begin = 0; begin < packed.size();) {
+      // One wave: as many as fit into the packed memory.
+      int64_t floats = 0;
+      size_t end = begin;
+      while (end < packed.size()) {
+        const int64_t more = RoundUpToLine(packed[end].TotalFloats());
+        if (end > begin && floats + more > kPackedFloats) break;
+        floats += more;
+        ++end;
+      }
+      float* memory = packed_buffer_.Reserve(static_cast<size_t>(floats));
+      if (memory == nullptr) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("no memory for ", floats * sizeof(float), " bytes of packed keys"));
+      }
+      for (size_t n = begin; n < end; ++n) memory = AssignMemory(memory, packed[n]);
+      ComputeWave(problems, packed, begin, end, stats);
+      begin = end;
+    }
+    return absl::OkStatus();
+  }
+
+  // Packs and computes packed[begin] .. packed[end - 1].
+  void ComputeWave(absl::Span<const AttentionProblem> problems,
+                   absl::Span<const PackedSequence> packed, size_t begin, size_t end,
+                   absl::Span<ProblemStats> stats) {
+    struct PackTask {
+      size_t packed;
+      int64_t tile;
+    };
+    std::vector<PackTask> pack_tasks;
+    for (size_t n = begin; n < end; ++n) {
+      for (int64_t tile = 0; tile < packed[n].num_tiles; ++tile) pack_tasks.push_back({n, tile});
+    }
+    ForEachInOrder(pack_tasks.size(), [&](size_t n, size_t worker) {
+      const PackedSequence& sequence = packed[pack_tasks[n].packed];
+      cpu::PackTile(problems[sequence.problem], sequence, pack_tasks[n].tile, workspaces_[worker]);
+    });
+
+    // [packed - begin][key/value head]; empty where nothing may be skipped.
+    std::vector<std::vector<SkipTable>> tables(end - begin);
+    for (size_t n = begin; n < end; ++n) {
+      if (!MaySkip(problems[packed[n].problem])) continue;
+      for (int head = 0; head < packed[n].kv_head_count; ++head) {
+        tables[n - begin].push_back(MakeSkipTable(absl::MakeConstSpan(
+            packed[n].TileMax(packed[n].kv_head_begin + head), packed[n].num_tiles)));
+      }
+    }
+
+    const std::vector<AttentionTask> tasks = cpu::MakeTaskList(problems, packed, begin, end);
+    std::vector<TaskStats> task_stats(tasks.size());
+    ForEachInOrder(tasks.size(), [&](size_t n, size_t worker) {
+      const AttentionTask& task = tasks[n];
+      const PackedSequence& sequence = packed[task.packed];
+      const AttentionProblem& problem = problems[sequence.problem];
+      const std::vector<SkipTable>& heads = tables[task.packed - begin];
+      const int kv_head = task.head_begin / (problem.num_q_heads / problem.num_kv_heads);
+      const SkipTable* table = heads.empty() ? nullptr : &heads[kv_head - sequence.kv_head_begin];
+      task_stats[n] =
+          cpu::ComputeAttentionTask(problem, sequence, task, table, workspaces_[worker]);
+    });
+    for (size_t n = 0; n < tasks.size(); ++n) {
+      ProblemStats& problem_stats = stats[packed[tasks[n].packed].problem];
+      problem_stats.tiles_computed += task_stats[n].tiles_computed;
+      problem_stats.tiles_skipped += task_stats[n].tiles_skipped;
+    }
+  }
+
+  BackendInfo info_;  // constant after construction
+  // Touched only while a run computes, that is by one run at a time.
+  std::vector<Workspace> workspaces_;  // one per worker
+  cpu::PackedBuffer packed_buffer_;
+  tbb::task_arena arena_;
+
+  absl::Mutex mutex_;
+  std::deque<PendingRun> pending_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+
+  std::thread runner_;  // last: starts when everything else stands
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<AttentionBackend>> CreateCpuBackend(
+    const CpuBackendOptions& options) {
+  int num_threads = options.num_threads;
+  if (num_threads < 0 || num_threads > kMaxThreads) {
+    return absl::InvalidArgumentError(absl::StrCat("cpu threads is ", num_threads,
+                                                   "; accepted are 0 (one per hardware thread) to ",
+                                                   kMaxThreads));
+  }
+  if (num_threads == 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
+  return std::make_unique<CpuBackend>(num_threads);
 }
 
 }  // namespace flashbias

@@ -1,4 +1,5 @@
-// The portable production backend: SIMD kernels (Highway, dispatched at run time) on a oneTBB arena.
+// The portable production backend: SIMD kernels (Highway, dispatched at run time) on a oneTBB
+// arena.
 //
 // Serves float16, bfloat16 and float32, computing in float32. Results are bitwise the same for any
 // number of threads and for any composition of a batch. Thread-safe as AttentionBackend says.

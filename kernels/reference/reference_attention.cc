@@ -25,6 +25,13 @@ ReferenceRow ReferenceAttentionRow(const AttentionProblem& problem, int64_t sequ
   const int64_t q_row = s.q_begin + row;
   const int64_t i = s.query_start + row;
 
+  // The same distance is taken off every |i - j| of the row and its bias added back to lse: softmax
+  // does not see it, and at positions like 2^40 even double would round slope * |i - j| to 1e-4.
+  const int64_t base_distance = std::abs(i - s.key_start);
+  const double slope = problem.bias_kind == BiasKind::kAlibi
+                           ? static_cast<double>(SlopesOf(problem, sequence)[head])
+                           : 0.0;
+
   std::vector<double> logits;
   std::vector<int64_t> kv_rows;
   for (int64_t c = 0; c < s.kv_len; ++c) {
@@ -38,8 +45,7 @@ ReferenceRow ReferenceAttentionRow(const AttentionProblem& problem, int64_t sequ
             problem.k, (kv_row * problem.num_kv_heads + kv_head) * problem.head_dim,
             problem.head_dim);
     if (problem.bias_kind == BiasKind::kAlibi) {
-      logit -= static_cast<double>(SlopesOf(problem, sequence)[head]) *
-               static_cast<double>(std::abs(i - j));
+      logit -= slope * static_cast<double>(std::abs(i - j) - base_distance);
     } else if (problem.bias_kind == BiasKind::kLowRank) {
       const LowRankBias& b = problem.low_rank;
       const int64_t q_factor = q_row * b.phi_q_heads + (b.phi_q_heads == 1 ? 0 : head);
@@ -56,7 +62,7 @@ ReferenceRow ReferenceAttentionRow(const AttentionProblem& problem, int64_t sequ
   const double max = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const double logit : logits) sum += std::exp(logit - max);
-  result.lse = max + std::log(sum);
+  result.lse = max + std::log(sum) - slope * static_cast<double>(base_distance);
   for (size_t n = 0; n < logits.size(); ++n) {
     const double p = std::exp(logits[n] - max) / sum;
     const int64_t v_begin = (kv_rows[n] * problem.num_kv_heads + kv_head) * problem.head_dim;

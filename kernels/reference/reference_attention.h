@@ -19,8 +19,8 @@ struct ReferenceRow {
 };
 
 // Row `row` (0 .. q_len - 1) of sequence `sequence`, head `head`; reads the problem's inputs, not
-// its o and lse. softmax_scale, slopes and factors are taken as the fp32 (or 16-bit) values that the
-// problem holds; everything after that is double.
+// its o and lse. softmax_scale, slopes and factors are taken as the fp32 (or 16-bit) values that
+// the problem holds; everything after that is double.
 ReferenceRow ReferenceAttentionRow(const AttentionProblem& problem, int64_t sequence, int64_t row,
                                    int head);
 

@@ -1,0 +1,235 @@
+#include "client/attention_client.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "client/channel_pool.h"
+#include "client/request_validation.h"
+#include "client/retrying_call.h"
+#include "client/wire_codec.h"
+
+namespace flashbias::client {
+namespace {
+
+absl::Status ValidateOptions(const AttentionClient::Options& options) {
+  if (options.target.empty()) {
+    return absl::InvalidArgumentError("target is empty; accepted: host:port, unix:/path");
+  }
+  if (options.num_connections < 1 || options.num_connections > 256) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_connections is ", options.num_connections, "; accepted: 1 to 256"));
+  }
+  if (options.default_timeout <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("default_timeout is ", absl::FormatDuration(options.default_timeout),
+                     "; accepted: positive durations, infinity for none"));
+  }
+  if (options.max_message_bytes < 1 ||
+      options.max_message_bytes > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_message_bytes is ", options.max_message_bytes, "; accepted: 1 to 2147483647"));
+  }
+  return ValidateRetryPolicy(options.retry);
+}
+
+absl::Status CheckSize(const char* what, int64_t bytes, int64_t limit) {
+  if (bytes <= limit) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(what, " takes ", bytes, " bytes; the client's max_message_bytes is ", limit));
+}
+
+ChannelPool::Options PoolOptions(const AttentionClient::Options& options) {
+  return {.target = options.target,
+          .num_connections = options.num_connections,
+          .max_message_bytes = static_cast<int>(options.max_message_bytes),
+          .user_agent = options.user_agent.empty() ? "flashbias-client/" FLASHBIAS_VERSION
+                                                   : options.user_agent,
+          .initial_reconnect_backoff = options.retry.initial_backoff};
+}
+
+}  // namespace
+
+class AttentionClient::Impl {
+ public:
+  explicit Impl(Options options) : options_(std::move(options)), pool_(PoolOptions(options_)) {}
+
+  ~Impl() {
+    std::vector<std::shared_ptr<RetryingCall>> calls;
+    {
+      absl::MutexLock lock(&mutex_);
+      for (const auto& [id, call] : calls_) calls.push_back(call);
+    }
+    for (const auto& call : calls) call->Cancel();
+    calls.clear();
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(this, &Impl::Idle));
+  }
+
+  const Options& options() const { return options_; }
+
+  // Makes the attempts; `done` runs once, before the call counts as ended.
+  void Call(const CallOptions& options, RetryingCall::StartRpc start_rpc, RetryingCall::Done done)
+      ABSL_LOCKS_EXCLUDED(mutex_) {
+    if (options.timeout < absl::ZeroDuration()) {
+      std::move(done)(absl::InvalidArgumentError(
+          absl::StrCat("timeout is ", absl::FormatDuration(options.timeout),
+                       "; accepted: positive durations, zero for the client's default")));
+      return;
+    }
+    const std::shared_ptr<Cancellation> cancellation = options.cancellation;
+    if (cancellation != nullptr && cancellation->cancelled()) {
+      std::move(done)(absl::CancelledError("cancelled by the caller"));
+      return;
+    }
+    int64_t id = 0;
+    {
+      absl::MutexLock lock(&mutex_);
+      id = next_id_++;
+    }
+    // The subscription's number is known only after the call exists, hence the shared cell.
+    auto subscription = std::make_shared<int64_t>(-1);
+    auto call = std::make_shared<RetryingCall>(
+        &pool_, options_.retry, Deadline(options), std::move(start_rpc),
+        [this, id, cancellation, subscription,
+         done = std::move(done)](absl::Status status) mutable {
+          if (cancellation != nullptr) cancellation->Unsubscribe(*subscription);
+          {
+            // What the callback holds goes with it, before the client may go.
+            RetryingCall::Done last = std::move(done);
+            std::move(last)(std::move(status));
+          }
+          Remove(id);
+        });
+    {
+      absl::MutexLock lock(&mutex_);
+      calls_.emplace(id, call);
+    }
+    if (cancellation != nullptr) {
+      *subscription = cancellation->Subscribe([weak = std::weak_ptr<RetryingCall>(call)] {
+        if (auto strong = weak.lock()) strong->Cancel();
+      });
+    }
+    call->Start();
+  }
+
+ private:
+  absl::Time Deadline(const CallOptions& options) const {
+    absl::Duration timeout = options.timeout;
+    if (timeout == absl::ZeroDuration()) {
+      timeout = options.deadline == absl::InfiniteFuture() ? options_.default_timeout
+                                                           : absl::InfiniteDuration();
+    }
+    return std::min(options.deadline, absl::Now() + timeout);
+  }
+
+  void Remove(int64_t id) ABSL_LOCKS_EXCLUDED(mutex_) {
+    // The call is destroyed outside the lock.
+    std::shared_ptr<RetryingCall> removed;
+    absl::MutexLock lock(&mutex_);
+    const auto it = calls_.find(id);
+    removed = std::move(it->second);
+    calls_.erase(it);
+  }
+
+  bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return calls_.empty(); }
+
+  const Options options_;
+  ChannelPool pool_;
+
+  absl::Mutex mutex_;
+  int64_t next_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::unordered_map<int64_t, std::shared_ptr<RetryingCall>> calls_ ABSL_GUARDED_BY(mutex_);
+};
+
+AttentionClient::AttentionClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+AttentionClient::~AttentionClient() = default;
+
+absl::StatusOr<std::unique_ptr<AttentionClient>> AttentionClient::Create(Options options) {
+  if (absl::Status status = ValidateOptions(options); !status.ok()) return status;
+  return std::unique_ptr<AttentionClient>(
+      new AttentionClient(std::make_unique<Impl>(std::move(options))));
+}
+
+absl::StatusOr<AttendResult> AttentionClient::Attend(const AttendRequest& request,
+                                                     const CallOptions& options) {
+  absl::StatusOr<AttendResult> result;
+  absl::Notification answered;
+  AttendAsync(request, options, [&](absl::StatusOr<AttendResult> answer) {
+    result = std::move(answer);
+    answered.Notify();
+  });
+  answered.WaitForNotification();
+  return result;
+}
+
+void AttentionClient::AttendAsync(const AttendRequest& request, const CallOptions& options,
+                                  AttendCallback callback) {
+  const absl::StatusOr<RequestSummary> summary = SummarizeRequest(request);
+  if (!summary.ok()) {
+    std::move(callback)(summary.status());
+    return;
+  }
+  // Sizes are checked before anything is copied, and once more when the encoding is known.
+  const int64_t limit = impl_->options().max_message_bytes;
+  absl::Status size = CheckSize("the request", summary->request_bytes, limit);
+  if (size.ok()) size = CheckSize("the answer", summary->response_bytes, limit);
+  struct Messages {
+    v1::AttendRequest request;
+    v1::AttendResponse response;
+  };
+  auto messages = std::make_shared<Messages>();
+  if (size.ok()) {
+    EncodeRequest(request, &messages->request);
+    size = CheckSize("the request", static_cast<int64_t>(messages->request.ByteSizeLong()), limit);
+  }
+  if (!size.ok()) {
+    std::move(callback)(std::move(size));
+    return;
+  }
+  impl_->Call(
+      options,
+      [messages](v1::AttentionService::Stub& stub, grpc::ClientContext* context,
+                 std::function<void(grpc::Status)> on_done) {
+        messages->response.Clear();
+        stub.async()->Attend(context, &messages->request, &messages->response, std::move(on_done));
+      },
+      [messages, summary = *summary, callback = std::move(callback)](absl::Status status) mutable {
+        if (status.ok()) {
+          std::move(callback)(DecodeResult(summary, std::move(messages->response)));
+        } else {
+          std::move(callback)(std::move(status));
+        }
+      });
+}
+
+absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo(const CallOptions& options) {
+  v1::GetServerInfoRequest request;
+  v1::GetServerInfoResponse response;
+  absl::Status result;
+  absl::Notification answered;
+  impl_->Call(
+      options,
+      [&](v1::AttentionService::Stub& stub, grpc::ClientContext* context,
+          std::function<void(grpc::Status)> on_done) {
+        response.Clear();
+        stub.async()->GetServerInfo(context, &request, &response, std::move(on_done));
+      },
+      [&](absl::Status status) {
+        result = std::move(status);
+        answered.Notify();
+      });
+  answered.WaitForNotification();
+  if (!result.ok()) return result;
+  return DecodeServerInfo(response);
+}
+
+}  // namespace flashbias::client

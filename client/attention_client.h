@@ -1,0 +1,93 @@
+// A connection to an attention server.
+//
+//   auto client = AttentionClient::Create({.target = "localhost:8471"});
+//   absl::StatusOr<AttendResult> result = (*client)->Attend(request);
+//
+// Thread-safety: every method may be called from any thread at any time; the destructor must be the
+// last call. Ownership: Attend and AttendAsync read what the request's views point at; it must live
+// unchanged until Attend returns or AttendAsync's callback runs. The request itself may go at once.
+//
+// Errors: what a server says comes back with its code and message. Made by the client itself:
+//   INVALID_ARGUMENT    a field is wrong: the message names it, what came and what is accepted;
+//                       nothing was sent
+//   RESOURCE_EXHAUSTED  the request or its answer is larger than max_message_bytes; nothing was
+//   sent CANCELLED           the caller's Cancellation, or the client's destruction INTERNAL the
+//   server's answer does not fit the request
+#ifndef FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_
+#define FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/attention_types.h"
+#include "client/cancellation.h"
+#include "client/retry_policy.h"
+
+namespace flashbias::client {
+
+struct CallOptions {
+  // From the start of the call to its end, retries included. Zero: the client's default_timeout.
+  // Refused: negative.
+  absl::Duration timeout = absl::ZeroDuration();
+  // The earlier of deadline and timeout counts. With a deadline and no timeout, default_timeout
+  // does not apply.
+  absl::Time deadline = absl::InfiniteFuture();
+  // Null: the call cannot be cancelled (but by destroying the client).
+  std::shared_ptr<Cancellation> cancellation = {};
+};
+
+class AttentionClient {
+ public:
+  struct Options {
+    std::string target = {};  // "host:port", "dns:///host:port", "unix:/path"; not empty
+    // TCP connections, each call takes one that carries the fewest. Accepted: 1 to 256.
+    int num_connections = 1;
+    // Of calls that give neither timeout nor deadline; positive, InfiniteDuration() for none.
+    absl::Duration default_timeout = absl::Seconds(60);
+    RetryPolicy retry = {};
+    // Of one encoded request and of one response. Accepted: 1 to 2^31 - 1.
+    int64_t max_message_bytes = int64_t{1} << 30;
+    // Put before gRPC's own. Empty: "flashbias-client/<version>".
+    std::string user_agent = {};
+  };
+
+  // Called exactly once.
+  using AttendCallback = absl::AnyInvocable<void(absl::StatusOr<AttendResult>) &&>;
+
+  // Connections are made by the first calls, so a server that is not there shows as UNAVAILABLE
+  // from a call. INVALID_ARGUMENT: an option is out of its range.
+  static absl::StatusOr<std::unique_ptr<AttentionClient>> Create(Options options);
+
+  // Cancels the calls in flight and waits until their callbacks have returned. Not to be called
+  // from a callback.
+  ~AttentionClient();
+  AttentionClient(const AttentionClient&) = delete;
+  AttentionClient& operator=(const AttentionClient&) = delete;
+
+  // Blocks until the answer is there. Not to be called from a callback.
+  absl::StatusOr<AttendResult> Attend(const AttendRequest& request,
+                                      const CallOptions& options = {});
+
+  // Returns once the request is on its way. `callback` runs on a thread of the library and must not
+  // block; when the call ends without anything being sent it may run before AttendAsync returns.
+  void AttendAsync(const AttendRequest& request, const CallOptions& options,
+                   AttendCallback callback);
+
+  // What the server is and what it accepts. Blocks; retried as Attend is. Not to be called from a
+  // callback.
+  absl::StatusOr<ServerInfo> GetServerInfo(const CallOptions& options = {});
+
+ private:
+  class Impl;
+  explicit AttentionClient(std::unique_ptr<Impl> impl);
+
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace flashbias::client
+
+#endif  // FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_

@@ -1,0 +1,113 @@
+// What an attention call takes and gives: shapes, views of the caller's memory, an owning result.
+//
+//   logit[i, j] = softmax_scale * <q_i, k_j> + bias[i, j]      (natural-log domain)
+//   o_i         = sum_j softmax_j(logit[i, j]) v_j             over the keys j that the mask admits
+//   lse_i       = ln sum_j exp(logit[i, j])
+//
+// Query row r of a sequence stands at position i = query_start + r, key row c at
+// j = key_start + c. A row whose mask admits no key gives o = 0 and lse = -infinity.
+//
+// Plain values, as thread-safe as an int. Views own nothing: the caller keeps what they point at
+// alive and unchanged for as long as the call says (client/attention_client.h).
+#ifndef FLASHBIAS_CLIENT_ATTENTION_TYPES_H_
+#define FLASHBIAS_CLIENT_ATTENTION_TYPES_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kernels/dtype.h"
+
+namespace flashbias::client {
+
+// A dense row-major tensor in the caller's memory, in the machine's (little-endian) byte order.
+struct TensorView {
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape = {};  // outermost first
+  const void* data = nullptr;       // any alignment; may be null when an extent is 0
+};
+
+// Which keys a query sees. There is no default: a wrong mask gives plausible wrong numbers.
+enum class MaskKind { kUnspecified, kCausal, kFull };
+
+// bias[i, j] = -slope[h] * |i - j|. A positive slope penalises distance, zero is no bias, a
+// negative slope favours far keys. kernels/alibi.h computes the usual ones.
+struct AlibiSlopes {
+  absl::Span<const float> slopes = {};  // [num_q_heads], or [num_sequences, num_q_heads]; finite
+};
+
+// bias[i, j] = <phi_q[i, h], phi_k[j, h]>. Both have one dtype, any of the three; R is 1 to 64.
+struct LowRankFactors {
+  TensorView phi_q = {};  // [total_q, num_q_heads or 1, R]
+  TensorView phi_k = {};  // [total_kv, num_q_heads or 1, R]
+};
+
+struct AttendRequest {
+  TensorView q = {};  // [total_q, num_q_heads, head_dim]
+  TensorView k =
+      {};  // [total_kv, num_kv_heads, head_dim]; num_q_heads is a multiple of num_kv_heads
+  TensorView v = {};  // [total_kv, num_kv_heads, head_dim]
+
+  // Rows of each sequence, packed one after the other in q and in k and v; 0 is legal. Both empty:
+  // one sequence.
+  std::vector<int64_t> q_lens = {};
+  std::vector<int64_t> kv_lens = {};
+
+  MaskKind mask = MaskKind::kUnspecified;  // kCausal: j <= i
+  int64_t left_window = 0;                 // 0: none; w > 0: only keys with i - j < w
+
+  // One entry per sequence. Empty: query_start = key_start + kv_len - q_len (queries stand at the
+  // end of the keys), key_start = 0. Magnitudes up to 2^48.
+  std::vector<int64_t> query_start = {};
+  std::vector<int64_t> key_start = {};
+
+  std::optional<float> softmax_scale = {};  // absent: 1 / sqrt(head_dim)
+  // Largest share of a row's softmax mass that skipping may drop, 0 to 2^-8. Absent: 2^-24,
+  // invisible at any dtype. 0: every key is computed.
+  std::optional<float> eps = {};
+  bool want_lse = false;
+
+  std::variant<std::monostate, AlibiSlopes, LowRankFactors> bias = {};  // monostate: none
+};
+
+// Where a call's time went inside the server, and what was done there.
+struct Timing {
+  absl::Duration receive = {};  // decoding and validating, once the request's bytes had arrived
+  absl::Duration queue = {};    // until its batch started
+  absl::Duration compute = {};  // its batch on the backend
+  absl::Duration send = {};     // until the response was handed over
+  int64_t batch_requests = 0;   // requests in its batch, this one included
+  int64_t tiles_computed = 0;   // (head, query tile, key tile) triples computed
+  int64_t tiles_skipped = 0;    // triples that the mask admits and the eps bound left out
+};
+
+struct AttendResult {
+  DType dtype = DType::kFloat32;    // that of q
+  std::vector<int64_t> shape = {};  // [total_q, num_q_heads, head_dim]
+  std::string o = {};               // the elements, row-major, little-endian
+  std::vector<float> lse = {};      // [total_q, num_q_heads], bias included; empty unless want_lse
+  Timing timing = {};
+};
+
+struct ServerInfo {
+  std::string version = {};               // "0.1.0"
+  std::string backend = {};               // "cpu" or "cuda"
+  std::vector<std::string> devices = {};  // one description each
+  std::vector<DType> dtypes = {};         // accepted for q, k, v
+  int max_head_dim = 0;
+  std::vector<int> fast_head_dims = {};  // computed without padding
+  int max_rank = 0;
+  int64_t max_message_bytes = 0;   // of one request or response
+  int64_t max_queue_requests = 0;  // beyond this: RESOURCE_EXHAUSTED
+  int64_t max_queue_bytes = 0;     // beyond this: RESOURCE_EXHAUSTED
+  double default_eps = 0;
+  double max_eps = 0;
+};
+
+}  // namespace flashbias::client
+
+#endif  // FLASHBIAS_CLIENT_ATTENTION_TYPES_H_

@@ -1,0 +1,204 @@
+#include "client/call/call_command.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <random>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "client/attention_client.h"
+#include "client/call/npy.h"
+#include "client/call/npy_tensor.h"
+#include "kernels/alibi.h"
+
+namespace flashbias::client {
+namespace {
+
+constexpr int64_t kDemoHeads = 50;
+constexpr int64_t kDemoHeadDim = 32;
+
+// Everything that the request's views point at.
+struct CallInputs {
+  OwnedTensor q, k, v, phi_q, phi_k;
+  std::vector<float> slopes;
+};
+
+absl::Status Load(const std::string& path, std::optional<DType> dtype, OwnedTensor* tensor) {
+  absl::StatusOr<NpyArray> array = ReadNpy(path);
+  if (!array.ok()) return array.status();
+  absl::StatusOr<OwnedTensor> loaded = ToTensor(path, *std::move(array), dtype);
+  if (!loaded.ok()) return loaded.status();
+  *tensor = *std::move(loaded);
+  return absl::OkStatus();
+}
+
+OwnedTensor RandomNormal(int64_t len, DType dtype, std::mt19937_64* random) {
+  OwnedTensor tensor{.dtype = dtype, .shape = {len, kDemoHeads, kDemoHeadDim}};
+  const int64_t count = len * kDemoHeads * kDemoHeadDim;
+  tensor.data.resize(static_cast<size_t>(count) * SizeOf(dtype));
+  std::normal_distribution<float> normal;
+  for (int64_t n = 0; n < count; ++n) StoreElement(dtype, tensor.data.data(), n, normal(*random));
+  return tensor;
+}
+
+absl::Status LoadTensors(const CallCommand& command, CallInputs* inputs) {
+  if (command.demo) {
+    std::mt19937_64 random(command.demo_seed);
+    const DType dtype = command.dtype.value_or(DType::kFloat16);
+    for (OwnedTensor* tensor : {&inputs->q, &inputs->k, &inputs->v}) {
+      *tensor = RandomNormal(command.demo_len, dtype, &random);
+    }
+    return absl::OkStatus();
+  }
+  if (auto s = Load(command.q, command.dtype, &inputs->q); !s.ok()) return s;
+  if (auto s = Load(command.k, command.dtype, &inputs->k); !s.ok()) return s;
+  return Load(command.v, command.dtype, &inputs->v);
+}
+
+absl::Status LoadSlopes(const CallCommand& command, const OwnedTensor& q,
+                        std::vector<float>* slopes) {
+  const bool standard = command.alibi == "standard";
+  if (standard || command.alibi == "seed" || command.demo) {
+    if (q.shape.size() != 3 || q.shape[1] > (1 << 20)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(command.q, ": shape [", absl::StrJoin(q.shape, ", "),
+                       "] has no usable head count", "; accepted: [n, heads, head_dim]"));
+    }
+    const int heads = static_cast<int>(q.shape[1]);
+    *slopes = standard ? StandardAlibiSlopes(heads) : SeedAlibiSlopes(heads);
+    return absl::OkStatus();
+  }
+  OwnedTensor tensor;
+  if (auto s = Load(command.alibi, DType::kFloat32, &tensor); !s.ok()) return s;
+  if (tensor.shape.size() != 1 && tensor.shape.size() != 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(command.alibi, ": shape [", absl::StrJoin(tensor.shape, ", "),
+                     "] is not one of slopes; accepted: [heads] or [num_sequences, heads]"));
+  }
+  if (q.shape.size() == 3 && tensor.shape.back() != q.shape[1]) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(command.alibi, ": shape [", absl::StrJoin(tensor.shape, ", "), "] is for ",
+                     tensor.shape.back(), " heads; accepted: those of q, ", q.shape[1]));
+  }
+  slopes->resize(tensor.data.size() / sizeof(float));
+  for (size_t n = 0; n < slopes->size(); ++n) {
+    (*slopes)[n] = LoadElement(DType::kFloat32, tensor.data.data(), static_cast<int64_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<AttendRequest> MakeRequest(const CallCommand& command, CallInputs* inputs) {
+  if (auto s = LoadTensors(command, inputs); !s.ok()) return s;
+  AttendRequest request{.q = inputs->q.view(),
+                        .k = inputs->k.view(),
+                        .v = inputs->v.view(),
+                        .q_lens = command.q_lens,
+                        .kv_lens = command.kv_lens,
+                        .mask = command.causal ? MaskKind::kCausal : MaskKind::kFull,
+                        .left_window = command.left_window,
+                        .query_start = command.query_start,
+                        .key_start = command.key_start,
+                        .softmax_scale = command.scale,
+                        .eps = command.eps,
+                        .want_lse = !command.lse.empty() || command.demo};
+  if (!command.phi_q.empty()) {
+    if (auto s = Load(command.phi_q, std::nullopt, &inputs->phi_q); !s.ok()) return s;
+    if (auto s = Load(command.phi_k, std::nullopt, &inputs->phi_k); !s.ok()) return s;
+    request.bias = LowRankFactors{.phi_q = inputs->phi_q.view(), .phi_k = inputs->phi_k.view()};
+  } else if (!command.alibi.empty() || command.demo) {
+    if (auto s = LoadSlopes(command, inputs->q, &inputs->slopes); !s.ok()) return s;
+    request.bias = AlibiSlopes{.slopes = inputs->slopes};
+  }
+  return request;
+}
+
+absl::Status WriteResult(const CallCommand& command, const AttendResult& result) {
+  if (!command.out.empty()) {
+    const NpyArray o = ToNpy(result);
+    if (auto s = WriteNpy(command.out, o.type, o.shape, o.data); !s.ok()) return s;
+  }
+  if (!command.lse.empty()) {
+    const absl::string_view bytes(reinterpret_cast<const char*>(result.lse.data()),
+                                  result.lse.size() * sizeof(float));
+    return WriteNpy(command.lse, NpyType::kFloat32, {result.shape[0], result.shape[1]}, bytes);
+  }
+  return absl::OkStatus();
+}
+
+void Print(const AttendResult& result, absl::Duration elapsed, std::ostream& out) {
+  const Timing& t = result.timing;
+  out << "o      " << Name(result.dtype) << " [" << absl::StrJoin(result.shape, ", ") << "]\n"
+      << "call   " << absl::FormatDuration(elapsed) << "\n"
+      << "server receive " << absl::FormatDuration(t.receive) << ", queue "
+      << absl::FormatDuration(t.queue) << ", compute " << absl::FormatDuration(t.compute)
+      << ", send " << absl::FormatDuration(t.send) << "\n"
+      << "batch  " << t.batch_requests << " requests; tiles computed " << t.tiles_computed
+      << ", skipped " << t.tiles_skipped << "\n";
+  const auto count =
+      std::min<int64_t>(8, static_cast<int64_t>(result.o.size() / SizeOf(result.dtype)));
+  out << "o      begins";
+  for (int64_t n = 0; n < count; ++n) out << " " << LoadElement(result.dtype, result.o.data(), n);
+  out << "\n";
+  if (!result.lse.empty()) {
+    out << "lse    begins";
+    for (size_t n = 0; n < std::min<size_t>(8, result.lse.size()); ++n) out << " " << result.lse[n];
+    out << "\n";
+  }
+}
+
+}  // namespace
+
+absl::Status CheckCallCommand(const CallCommand& command) {
+  const bool any_tensor = !command.q.empty() || !command.k.empty() || !command.v.empty();
+  if (command.demo && (any_tensor || !command.phi_q.empty() || !command.phi_k.empty())) {
+    return absl::InvalidArgumentError("--demo makes its own input; accepted: no tensor files");
+  }
+  if (command.demo &&
+      !(command.alibi.empty() || command.alibi == "standard" || command.alibi == "seed")) {
+    return absl::InvalidArgumentError("--demo takes --alibi=standard or --alibi=seed");
+  }
+  if (command.demo && (command.demo_len < 1 || command.demo_len > (1 << 20))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--demo_len is ", command.demo_len, "; accepted: 1 to 1048576"));
+  }
+  if (!command.demo) {
+    if (command.q.empty()) return absl::InvalidArgumentError("--q is missing (or --demo)");
+    if (command.k.empty()) return absl::InvalidArgumentError("--k is missing");
+    if (command.v.empty()) return absl::InvalidArgumentError("--v is missing");
+  }
+  if (command.phi_q.empty() != command.phi_k.empty()) {
+    return absl::InvalidArgumentError("--phi_q and --phi_k are given together or not at all");
+  }
+  if (!command.phi_q.empty() && !command.alibi.empty()) {
+    return absl::InvalidArgumentError("--alibi and --phi_q exclude each other");
+  }
+  if (command.q_lens.empty() != command.kv_lens.empty()) {
+    return absl::InvalidArgumentError("--q_lens and --kv_lens are given together or not at all");
+  }
+  if (command.timeout <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--timeout is ", absl::FormatDuration(command.timeout), "; accepted: positive durations"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunCallCommand(const CallCommand& command, std::ostream& out) {
+  CallInputs inputs;
+  absl::StatusOr<AttendRequest> request = MakeRequest(command, &inputs);
+  if (!request.ok()) return request.status();
+  absl::StatusOr<std::unique_ptr<AttentionClient>> client = AttentionClient::Create(
+      {.target = command.target, .max_message_bytes = std::numeric_limits<int32_t>::max()});
+  if (!client.ok()) return client.status();
+  const absl::Time start = absl::Now();
+  const absl::StatusOr<AttendResult> result =
+      (*client)->Attend(*request, {.timeout = command.timeout});
+  if (!result.ok()) return result.status();
+  if (command.print || command.demo) Print(*result, absl::Now() - start, out);
+  return WriteResult(command, *result);
+}
+
+}  // namespace flashbias::client

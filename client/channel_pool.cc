@@ -1,0 +1,66 @@
+#include "client/channel_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "grpcpp/create_channel.h"
+#include "grpcpp/security/credentials.h"
+#include "grpcpp/support/channel_arguments.h"
+
+namespace flashbias::client {
+
+ChannelPool::Lease::Lease(Lease&& other) noexcept
+    : pool_(std::exchange(other.pool_, nullptr)), index_(other.index_) {}
+
+ChannelPool::Lease& ChannelPool::Lease::operator=(Lease&& other) noexcept {
+  if (this != &other) {
+    Release();
+    pool_ = std::exchange(other.pool_, nullptr);
+    index_ = other.index_;
+  }
+  return *this;
+}
+
+void ChannelPool::Lease::Release() {
+  if (ChannelPool* pool = std::exchange(pool_, nullptr)) pool->Release(index_);
+}
+
+ChannelPool::ChannelPool(const Options& options) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxSendMessageSize(options.max_message_bytes);
+  arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
+  arguments.SetUserAgentPrefix(options.user_agent);
+  // Without it gRPC gives channels of equal arguments one shared connection.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  // Retries are ours: gRPC's own would keep a second copy of every request.
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  const auto backoff_ms = static_cast<int>(
+      std::clamp<int64_t>(absl::ToInt64Milliseconds(options.initial_reconnect_backoff), 1, 1000));
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, backoff_ms);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
+  for (int n = 0; n < options.num_connections; ++n) {
+    stubs_.push_back(v1::AttentionService::NewStub(
+        grpc::CreateCustomChannel(options.target, grpc::InsecureChannelCredentials(), arguments)));
+  }
+  absl::MutexLock lock(&mutex_);
+  outstanding_.assign(stubs_.size(), 0);
+}
+
+ChannelPool::Lease ChannelPool::Acquire() {
+  absl::MutexLock lock(&mutex_);
+  size_t best = next_ % outstanding_.size();
+  for (size_t n = 1; n < outstanding_.size(); ++n) {
+    const size_t index = (next_ + n) % outstanding_.size();
+    if (outstanding_[index] < outstanding_[best]) best = index;
+  }
+  next_ = best + 1;
+  ++outstanding_[best];
+  return Lease(this, best);
+}
+
+void ChannelPool::Release(size_t index) {
+  absl::MutexLock lock(&mutex_);
+  --outstanding_[index];
+}
+
+}  // namespace flashbias::client

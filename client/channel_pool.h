@@ -1,0 +1,65 @@
+// Several connections to one server; each call takes one that carries the fewest calls.
+//
+// Thread-safety: thread-safe. Ownership: leases point into the pool, which must outlive them.
+#ifndef FLASHBIAS_CLIENT_CHANNEL_POOL_H_
+#define FLASHBIAS_CLIENT_CHANNEL_POOL_H_
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "flashbias/v1/attention.grpc.pb.h"
+
+namespace flashbias::client {
+
+class ChannelPool {
+ public:
+  struct Options {
+    std::string target;
+    int num_connections = 1;
+    int max_message_bytes = 0;  // sent and received
+    std::string user_agent;
+    // Of the first reconnection; a longer wait than the callers' retries makes those pointless.
+    absl::Duration initial_reconnect_backoff;
+  };
+
+  // One call's hold on a connection; released at destruction.
+  class Lease {
+   public:
+    Lease() = default;
+    Lease(ChannelPool* pool, size_t index) : pool_(pool), index_(index) {}
+    Lease(Lease&& other) noexcept;
+    Lease& operator=(Lease&& other) noexcept;
+    ~Lease() { Release(); }
+
+    void Release();
+    // REQUIRES: not released or moved from.
+    v1::AttentionService::Stub& stub() const { return *pool_->stubs_[index_]; }
+
+   private:
+    ChannelPool* pool_ = nullptr;
+    size_t index_ = 0;
+  };
+
+  // REQUIRES: options.num_connections >= 1.
+  explicit ChannelPool(const Options& options);
+
+  Lease Acquire() ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  void Release(size_t index) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  std::vector<std::unique_ptr<v1::AttentionService::Stub>> stubs_;  // constant after construction
+
+  absl::Mutex mutex_;
+  std::vector<int> outstanding_ ABSL_GUARDED_BY(mutex_);  // calls per connection
+  size_t next_ ABSL_GUARDED_BY(mutex_) = 0;               // where the search for the fewest starts
+};
+
+}  // namespace flashbias::client
+
+#endif  // FLASHBIAS_CLIENT_CHANNEL_POOL_H_

@@ -1,0 +1,117 @@
+#include "client/load/workload.h"
+
+#include <cmath>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/alibi.h"
+
+namespace flashbias::client {
+namespace {
+
+// Far above what any message limit lets through; keeps every product below 2^62.
+constexpr int64_t kMaxLen = int64_t{1} << 24;
+constexpr int64_t kMaxHeads = int64_t{1} << 16;
+
+absl::Status CheckRange(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, "; accepted: ", least, " to ", most));
+}
+
+absl::StatusOr<WorkloadOptions> Resolve(WorkloadOptions options) {
+  if (options.kv_heads == 0) options.kv_heads = options.heads;
+  if (options.q_len == 0) options.q_len = options.seq_len;
+  for (const absl::Status& status :
+       {CheckRange("heads", options.heads, 1, kMaxHeads),
+        CheckRange("kv_heads", options.kv_heads, 1, kMaxHeads),
+        CheckRange("head_dim", options.head_dim, 1, flashbias::kMaxHeadDim),
+        CheckRange("seq_len", options.seq_len, 1, kMaxLen),
+        CheckRange("q_len", options.q_len, 1, kMaxLen),
+        CheckRange("inputs", options.num_inputs, 1, 64)}) {
+    if (!status.ok()) return status;
+  }
+  if (options.alibi != "standard" && options.alibi != "seed" && options.alibi != "none") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("alibi is '", options.alibi, "'; accepted: standard, seed, none"));
+  }
+  // What one input takes; more is a slip of the keyboard, and would be met by a failed allocation.
+  const int64_t bytes = static_cast<int64_t>(SizeOf(options.dtype)) * options.head_dim *
+                        (options.heads * options.q_len + 2 * options.kv_heads * options.seq_len);
+  if (auto status = CheckRange("the size of a request in bytes", bytes, 1, int64_t{1} << 31);
+      !status.ok()) {
+    return status;
+  }
+  return options;
+}
+
+std::string RandomNormal(DType dtype, int64_t count, std::mt19937_64* random) {
+  std::string data(static_cast<size_t>(count) * SizeOf(dtype), '\0');
+  std::normal_distribution<float> normal;
+  for (int64_t n = 0; n < count; ++n) StoreElement(dtype, data.data(), n, normal(*random));
+  return data;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Workload>> Workload::Create(const WorkloadOptions& options) {
+  absl::StatusOr<WorkloadOptions> resolved = Resolve(options);
+  if (!resolved.ok()) return resolved.status();
+  std::unique_ptr<Workload> workload(new Workload(*resolved));
+  workload->Generate();
+  absl::StatusOr<RequestSummary> summary = SummarizeRequest(workload->request(0));
+  if (!summary.ok()) return summary.status();
+  workload->summary_ = *summary;
+  return workload;
+}
+
+void Workload::Generate() {
+  const WorkloadOptions& o = options_;
+  sequence_ = {.q_len = o.q_len, .kv_len = o.seq_len, .query_start = o.seq_len - o.q_len};
+  if (o.alibi == "standard") slopes_ = StandardAlibiSlopes(static_cast<int>(o.heads));
+  if (o.alibi == "seed") slopes_ = SeedAlibiSlopes(static_cast<int>(o.heads));
+  std::mt19937_64 random(o.seed);
+  for (int n = 0; n < o.num_inputs; ++n) {
+    auto input = std::make_unique<Input>();
+    const int64_t kv_count = o.seq_len * o.kv_heads * o.head_dim;
+    input->q = RandomNormal(o.dtype, o.q_len * o.heads * o.head_dim, &random);
+    input->k = RandomNormal(o.dtype, kv_count, &random);
+    input->v = RandomNormal(o.dtype, kv_count, &random);
+    const std::vector<int64_t> kv_shape = {o.seq_len, o.kv_heads, o.head_dim};
+    input->request = {
+        .q = {.dtype = o.dtype, .shape = {o.q_len, o.heads, o.head_dim}, .data = input->q.data()},
+        .k = {.dtype = o.dtype, .shape = kv_shape, .data = input->k.data()},
+        .v = {.dtype = o.dtype, .shape = kv_shape, .data = input->v.data()},
+        .mask = o.causal ? MaskKind::kCausal : MaskKind::kFull,
+        .eps = o.eps,
+        .want_lse = o.want_lse};
+    if (!slopes_.empty()) input->request.bias = AlibiSlopes{.slopes = slopes_};
+    inputs_.push_back(std::move(input));
+  }
+}
+
+AttentionProblem Workload::problem(int input) const {
+  AttentionProblem problem;
+  problem.dtype = options_.dtype;
+  problem.num_q_heads = static_cast<int>(options_.heads);
+  problem.num_kv_heads = static_cast<int>(options_.kv_heads);
+  problem.head_dim = static_cast<int>(options_.head_dim);
+  problem.total_q = options_.q_len;
+  problem.total_kv = options_.seq_len;
+  problem.q = inputs_[input]->q.data();
+  problem.k = inputs_[input]->k.data();
+  problem.v = inputs_[input]->v.data();
+  problem.sequences = absl::MakeConstSpan(&sequence_, 1);
+  problem.mask = {.causal = options_.causal};
+  problem.softmax_scale =
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(options_.head_dim)));
+  if (!slopes_.empty()) {
+    problem.bias_kind = BiasKind::kAlibi;
+    problem.alibi.slopes = slopes_.data();
+  }
+  if (options_.eps.has_value()) problem.eps = *options_.eps;
+  return problem;
+}
+
+}  // namespace flashbias::client

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that this project needs and that are missing.
+#
+#   deploy/install_packages.sh            what building and testing takes
+#   deploy/install_packages.sh --checks   the same, clang, clang-format and clang-tidy as well
+#
+# Debian 12 and Ubuntu 24.04. Does nothing, and needs no network, when all are there. Uses sudo when
+# it is not run by root.
+set -euo pipefail
+
+packages=(
+  # tools
+  ca-certificates ccache cmake g++ make ninja-build pkg-config
+  # gRPC, protobuf and abseil
+  libabsl-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
+  # what the CMake files of those look for
+  libc-ares-dev libre2-dev libssl-dev zlib1g-dev
+  # metrics, logs, JSON
+  prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev
+  # SIMD and threads of the CPU backend
+  libhwy-dev libtbb-dev
+  # tests and benchmarks
+  libgmock-dev libgtest-dev libbenchmark-dev
+)
+
+case "${1:-}" in
+  '') ;;
+  --checks) packages+=(clang clang-format clang-tidy) ;;
+  *)
+    echo "usage: $0 [--checks]" >&2
+    exit 2
+    ;;
+esac
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
+  # Of a package for several architectures, dpkg-query prints one status after the other.
+  case "$status" in
+    *installed*)
+      [[ "$status" == *not-installed* ]] && missing+=("$package") || true
+      ;;
+    *) missing+=("$package") ;;
+  esac
+done
+if ((${#missing[@]} == 0)); then
+  exit 0
+fi
+
+as_root=()
+if [[ $(id -u) -ne 0 ]]; then
+  if ! command -v sudo >/dev/null; then
+    echo "$0: these packages are missing, and there is neither root nor sudo: ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=(sudo)
+fi
+
+echo "Installing packages: ${missing[*]}"
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+  apt-get install --yes -qq --no-install-recommends "${missing[@]}" >/dev/null

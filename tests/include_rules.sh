@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Fails where a folder includes what it may not, naming file, line and rule.
+#
+#   tests/include_rules.sh [ROOT]       checks a source tree; default: the one this script is in
+#   tests/include_rules.sh --self-test  checks that every rule catches what it forbids
+set -euo pipefail
+
+# rule WHERE BUT FORBIDDEN WHY: no file whose path matches WHERE, save those that match BUT, may
+# include a header that matches FORBIDDEN. Extended regular expressions; BUT may be empty.
+wire='^(flashbias/v1/|grpc|google/protobuf|.*\.pb\.h$)'
+check_tree() {
+  found=0
+  rule '^kernels/' '' "$wire|^(prometheus|proto|server|client|tests|spdlog|nlohmann)/" \
+    'kernels know nothing of wire, metrics, server or client'
+  rule '^kernels/[^/]*\.h$' '' '^kernels/(cpu|cuda|reference)/' \
+    'public headers of kernels/ know no backend'
+  rule '^kernels/[^/]*\.cc$' '^kernels/backend_factory\.cc$' '^kernels/(cpu|cuda|reference)/' \
+    'only the factory knows the backends'
+  rule '^kernels/reference/' '' '^kernels/(cpu|cuda)/|^kernels/skip_table\.h' \
+    'the reference shares no code with what it judges'
+  rule '^(kernels/)' '^kernels/cpu/' '^(hwy|tbb|oneapi)/' 'SIMD and threads stay in kernels/cpu'
+  rule '^server/' '' '^(kernels/[^/]*/|client/|tests/|hwy/|tbb/|oneapi/)' \
+    'the server sees kernels/*.h only'
+  rule '^server/' '^server/(service|codec|server|health|reflection)\.(h|cc)$' "$wire" \
+    'gRPC and protobuf stay in service, codec and what wires the gRPC server'
+  rule '^server/' '^server/(metrics|metrics_endpoint)\.(h|cc)$' '^prometheus/' \
+    'prometheus-cpp stays in metrics'
+  rule '^server/' '^server/log\.(h|cc)$' '^spdlog/' 'spdlog stays in log'
+  rule '^client/' '^client/load/' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
+    'the client sees proto, kernels/dtype.h and kernels/alibi.h only' \
+    '^kernels/(dtype|alibi)\.h$'
+  rule '^client/load/' '' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
+    'the load generator sees the reference beside what the client sees' \
+    '^kernels/((dtype|alibi|attention_problem)\.h$|reference/)'
+  rule '^client/(attention_client|attention_types|cancellation|retry_policy)\.h$' '' \
+    "$wire|^client/(wire_codec|channel_pool|retrying_call)" \
+    'public headers of the client show neither protobuf nor gRPC'
+  rule '^client/(call|load|flags)/' '' "$wire" 'the programs use the client library, not the wire'
+  return "$found"
+}
+
+# The optional fifth argument: headers that are allowed although FORBIDDEN matches.
+rule() {
+  local where=$1 but=$2 forbidden=$3 why=$4 allowed=${5:-^$}
+  local file line header
+  while IFS=: read -r file line header; do
+    [[ $file =~ $where ]] || continue
+    if [[ -n $but && $file =~ $but ]]; then continue; fi
+    if [[ $header =~ $forbidden && ! $header =~ $allowed ]]; then
+      echo "$file:$line: includes $header: $why"
+      found=1
+    fi
+  done <<<"$includes"
+}
+
+# file:line:header of every include below the current folder.
+list_includes() {
+  grep -rnE --include='*.h' --include='*.cc' --include='*.cu' --include='*.cuh' \
+    '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' kernels server client 2>/dev/null |
+    sed -E 's/^([^:]*):([0-9]+):[^"<]*["<]([^">]*)[">].*$/\1:\2:\3/'
+}
+
+check() {
+  cd "$1"
+  includes=$(list_includes)
+  if [[ -z $includes ]]; then
+    echo "no sources under $1" >&2
+    return 1
+  fi
+  check_tree
+}
+
+self_test() {
+  local failures=0
+  tree=$(mktemp -d)
+  trap 'rm -rf "$tree"' EXIT
+  expect() {  # expect pass|fail FILE HEADER
+    rm -rf "$tree"/*
+    mkdir -p "$tree/kernels" "$tree/server" "$tree/client" "$tree/$(dirname "$2")"
+    echo '#include <vector>' >"$tree/kernels/plain.h"
+    echo "#include \"$3\"" >>"$tree/$2"
+    local result=pass
+    (check "$tree") >/dev/null || result=fail
+    if [[ $result != "$1" ]]; then
+      echo "self-test: $2 including $3 should $1"
+      failures=$((failures + 1))
+    fi
+  }
+  expect pass kernels/a.cc absl/status/status.h
+  expect fail kernels/a.cc flashbias/v1/attention.pb.h
+  expect fail kernels/cpu/a.cc grpcpp/grpcpp.h
+  expect fail kernels/a.h prometheus/counter.h
+  expect fail kernels/a.cc server/batch.h
+  expect fail kernels/a.h kernels/cpu/cpu_backend.h
+  expect fail kernels/a.cc kernels/cpu/cpu_backend.h
+  expect pass kernels/backend_factory.cc kernels/cpu/cpu_backend.h
+  expect fail kernels/reference/a.cc kernels/skip_table.h
+  expect fail kernels/a.cc oneapi/tbb/parallel_for.h
+  expect pass kernels/cpu/a.cc oneapi/tbb/parallel_for.h
+  expect pass server/batch.h kernels/attention_backend.h
+  expect fail server/batch.h kernels/cpu/cpu_backend.h
+  expect fail server/batch.h kernels/reference/reference_attention.h
+  expect fail server/batch.h client/attention_client.h
+  expect fail server/scheduler.cc flashbias/v1/attention.pb.h
+  expect fail server/scheduler.cc grpcpp/grpcpp.h
+  expect pass server/codec.cc flashbias/v1/attention.pb.h
+  expect pass server/service.h grpcpp/grpcpp.h
+  expect fail server/scheduler.cc prometheus/counter.h
+  expect pass server/metrics.cc prometheus/counter.h
+  expect fail server/scheduler.cc spdlog/spdlog.h
+  expect pass client/wire_codec.h flashbias/v1/attention.pb.h
+  expect pass client/attention_types.h kernels/dtype.h
+  expect fail client/attention_types.h kernels/attention_problem.h
+  expect fail client/attention_client.h flashbias/v1/attention.pb.h
+  expect fail client/attention_client.h grpcpp/grpcpp.h
+  expect fail client/a.cc server/batch.h
+  expect pass client/load/verifier.h kernels/reference/reference_attention.h
+  expect fail client/call/a.cc kernels/reference/reference_attention.h
+  expect fail client/load/a.cc kernels/skip_table.h
+  expect fail client/load/a.cc grpcpp/grpcpp.h
+  return "$((failures > 0))"
+}
+
+if [[ ${1:-} == --self-test ]]; then
+  self_test
+else
+  (check "${1:-$(dirname "${BASH_SOURCE[0]}")/..}")
+fi

@@ -1,0 +1,291 @@
+// The programs as they are deployed: flashbias-server with a flag file and signals, flashbias-call
+// on .npy files, flashbias-load with --verify.
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "client/attention_client.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/integration/child_process.h"
+#include "tests/integration/http_get.h"
+#include "tests/integration/remote_problem.h"
+#include "tests/support/attention_case.h"
+#include "tests/support/compare.h"
+#include "tests/support/golden.h"
+#include "tests/support/npz.h"
+
+namespace flashbias::integration {
+namespace {
+
+using client::AttendResult;
+using client::AttentionClient;
+using support::AttentionCase;
+using support::Materialise;
+using support::NpyArray;
+using support::OwnedProblem;
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kPatience = absl::Seconds(support::kSlowBuild ? 120 : 40);
+
+std::string Program(const std::string& name) { return absl::StrCat(FLASHBIAS_BIN_DIR "/", name); }
+
+class ProcessTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = ::testing::TempDir() + "/flashbias_XXXXXX";
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    directory_ = pattern;
+  }
+  void TearDown() override {
+    server_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+
+  std::string Path(const std::string& name) const { return absl::StrCat(directory_, "/", name); }
+
+  // flashbias-server on free loopback ports; flags come from a file.
+  void StartServer(const std::string& more_flags = "") {
+    ASSERT_TRUE(support::WriteFile(
+                    Path("flags"),
+                    absl::StrCat("--listen_address=127.0.0.1:0\n--metrics_address=127.0.0.1:0\n",
+                                 "--backend=cpu\n--cpu_threads=2\n", "--port_file=", Path("ports"),
+                                 "\n", more_flags))
+                    .ok());
+    auto server =
+        ChildProcess::Start(Program("flashbias-server"),
+                            {absl::StrCat("--flagfile=", Path("flags"))}, Path("server.log"));
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_.emplace(*std::move(server));
+    const absl::Time give_up = absl::Now() + kPatience;
+    while (!std::filesystem::exists(Path("ports"))) {
+      ASSERT_TRUE(server_->Running()) << server_->Output();
+      ASSERT_LT(absl::Now(), give_up) << server_->Output();
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+    const absl::StatusOr<std::string> ports = support::ReadFile(Path("ports"));
+    ASSERT_TRUE(ports.ok());
+    for (const std::string& line : std::vector<std::string>(absl::StrSplit(*ports, '\n'))) {
+      const std::vector<std::string> words = absl::StrSplit(line, '=');
+      int* const port = words[0] == "grpc_port"      ? &port_
+                        : words[0] == "metrics_port" ? &metrics_port_
+                                                     : nullptr;
+      if (port != nullptr && !absl::SimpleAtoi(words.back(), port)) *port = 0;
+    }
+    ASSERT_GT(port_, 0) << *ports;
+    ASSERT_GT(metrics_port_, 0) << *ports;
+  }
+
+  std::string Target() const { return absl::StrCat("127.0.0.1:", port_); }
+
+  // The program's exit code; what it printed is in `output`.
+  int Run(const std::string& name, const std::vector<std::string>& arguments, std::string* output) {
+    auto child = ChildProcess::Start(Program(name), arguments, Path(name + ".log"));
+    EXPECT_TRUE(child.ok()) << child.status();
+    if (!child.ok()) return -1;
+    const absl::StatusOr<int> code = child->Wait(kPatience);
+    *output = child->Output();
+    EXPECT_TRUE(code.ok()) << code.status();
+    return code.ok() ? *code : -1;
+  }
+
+  void WriteTensor(const std::string& name, const std::vector<int64_t>& shape, const void* data,
+                   int64_t elements) {
+    const auto bytes = static_cast<size_t>(elements) * sizeof(float);
+    const std::string_view view(static_cast<const char*>(data), bytes);
+    ASSERT_TRUE(support::WriteFile(Path(name), support::EncodeNpy("<f4", shape, view)).ok());
+  }
+
+  std::string directory_;
+  std::optional<ChildProcess> server_;
+  int port_ = 0;
+  int metrics_port_ = 0;
+};
+
+TEST_F(ProcessTest, SigtermDrainsAndExitsWithZero) {
+  StartServer();
+  // Keys enough that calls are under way when the signal comes.
+  AttentionCase c;
+  c.num_q_heads = c.num_kv_heads = 16;
+  c.head_dim = 64;
+  c.eps = 0;
+  c.sequences = {{.q_len = 2048, .kv_len = 2048}};
+  auto client = AttentionClient::Create(
+      {.target = Target(), .num_connections = 2, .retry = {.max_attempts = 1}});
+  ASSERT_TRUE(client.ok()) << client.status();
+  std::vector<std::thread> callers;
+  std::atomic<int> answered{0};
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&] {
+      OwnedProblem owned = Materialise(c);
+      const absl::StatusOr<AttendResult> result = AttendRemotely(**client, &owned);
+      if (result.ok()) {
+        EXPECT_TRUE(support::MatchesReference(owned));
+        ++answered;
+      } else {
+        // CANCELLED where the message was still arriving when the connection closed.
+        EXPECT_TRUE(absl::IsUnavailable(result.status()) || absl::IsCancelled(result.status()))
+            << result.status();
+      }
+    });
+  }
+  const absl::Time give_up = absl::Now() + kPatience;
+  while (absl::Now() < give_up) {
+    absl::StatusOr<Samples> samples = Scrape(metrics_port_);
+    if (samples.ok() && (*samples)["flashbias_batch_requests_count"] >= 1) break;
+  }
+  server_->Signal(SIGTERM);
+  const absl::StatusOr<int> code = server_->Wait(kPatience);
+  for (std::thread& caller : callers) caller.join();
+  ASSERT_TRUE(code.ok()) << code.status();
+  EXPECT_EQ(*code, 0) << server_->Output();
+  EXPECT_GE(answered, 1) << "the batch that ran when the signal came was lost";
+  EXPECT_THAT(server_->Output(), HasSubstr("drain"));
+}
+
+TEST_F(ProcessTest, AnIdleServerEndsAtOnce) {
+  StartServer();
+  server_->Signal(SIGINT);
+  const absl::StatusOr<int> code = server_->Wait(kPatience);
+  ASSERT_TRUE(code.ok()) << code.status();
+  EXPECT_EQ(*code, 0) << server_->Output();
+}
+
+TEST_F(ProcessTest, WrongFlagsEndTheServerWithAMessage) {
+  std::string output;
+  EXPECT_NE(
+      Run("flashbias-server", {"--listen_address=127.0.0.1:0", "--max_queue_requests=-5"}, &output),
+      0);
+  EXPECT_THAT(output, HasSubstr("max_queue_requests"));
+  EXPECT_THAT(output, HasSubstr("-5"));
+  EXPECT_NE(Run("flashbias-server", {"--no_such_flag=1"}, &output), 0);
+  EXPECT_THAT(output, HasSubstr("no_such_flag"));
+}
+
+TEST_F(ProcessTest, CallComputesGoldenVectorsFromNpyFiles) {
+  StartServer();
+  auto cases = support::LoadGoldenCases();
+  ASSERT_TRUE(cases.ok()) << cases.status();
+  for (support::GoldenCase& golden : *cases) {
+    SCOPED_TRACE(golden.name);
+    const AttentionProblem& p = golden.owned.problem();
+    WriteTensor("q.npy", {p.total_q, p.num_q_heads, p.head_dim}, p.q, golden.owned.q_elements());
+    WriteTensor("k.npy", {p.total_kv, p.num_kv_heads, p.head_dim}, p.k, golden.owned.kv_elements());
+    WriteTensor("v.npy", {p.total_kv, p.num_kv_heads, p.head_dim}, p.v, golden.owned.kv_elements());
+    std::vector<std::string> arguments = {
+        "--target=" + Target(),
+        "--q=" + Path("q.npy"),
+        "--k=" + Path("k.npy"),
+        "--v=" + Path("v.npy"),
+        "--out=" + Path("o.npy"),
+        "--lse=" + Path("lse.npy"),
+        p.mask.causal ? "--causal" : "--nocausal",
+        absl::StrCat("--left_window=", p.mask.left_window),
+        absl::StrCat("--query_start=", p.sequences[0].query_start),
+        absl::StrCat("--key_start=", p.sequences[0].key_start),
+        absl::StrFormat("--scale=%.9g", p.softmax_scale)};
+    if (p.bias_kind == BiasKind::kAlibi) {
+      WriteTensor("slopes.npy", {p.num_q_heads}, p.alibi.slopes, p.num_q_heads);
+      arguments.push_back("--alibi=" + Path("slopes.npy"));
+    } else if (p.bias_kind == BiasKind::kLowRank) {
+      const LowRankBias& b = p.low_rank;
+      WriteTensor("phi_q.npy", {p.total_q, b.phi_q_heads, b.rank}, b.phi_q,
+                  golden.owned.phi_q_elements());
+      WriteTensor("phi_k.npy", {p.total_kv, b.phi_k_heads, b.rank}, b.phi_k,
+                  golden.owned.phi_k_elements());
+      arguments.push_back("--phi_q=" + Path("phi_q.npy"));
+      arguments.push_back("--phi_k=" + Path("phi_k.npy"));
+    }
+    std::string output;
+    ASSERT_EQ(Run("flashbias-call", arguments, &output), 0) << output;
+    const absl::StatusOr<NpyArray> o = support::ReadNpy(Path("o.npy"));
+    const absl::StatusOr<NpyArray> lse = support::ReadNpy(Path("lse.npy"));
+    ASSERT_TRUE(o.ok()) << o.status();
+    ASSERT_TRUE(lse.ok()) << lse.status();
+    EXPECT_EQ(o->descr, "<f4");
+    ASSERT_EQ(o->shape, (std::vector<int64_t>{p.total_q, p.num_q_heads, p.head_dim}));
+    ASSERT_EQ(lse->shape, (std::vector<int64_t>{p.total_q, p.num_q_heads}));
+    for (size_t n = 0; n < o->values.size(); ++n) {
+      StoreElement(DType::kFloat32, golden.owned.mutable_problem().o, static_cast<int64_t>(n),
+                   static_cast<float>(o->values[n]));
+    }
+    for (size_t n = 0; n < lse->values.size(); ++n) {
+      golden.owned.mutable_problem().lse[n] = static_cast<float>(lse->values[n]);
+    }
+    EXPECT_TRUE(support::MatchesGolden(golden));
+  }
+}
+
+TEST_F(ProcessTest, CallSaysInOneLineWhatIsWrongWithAFile) {
+  StartServer();
+  const std::vector<float> values(2 * 2 * 4, 1.0f);
+  WriteTensor("q.npy", {2, 2, 4}, values.data(), 16);
+  ASSERT_TRUE(support::WriteFile(Path("text.npy"), "these are words").ok());
+  ASSERT_TRUE(support::WriteFile(Path("int.npy"),
+                                 support::EncodeNpy("<i4", {2, 2, 4}, std::string(64, '\0')))
+                  .ok());
+  for (const char* bad : {"text.npy", "int.npy", "missing.npy"}) {
+    std::string output;
+    EXPECT_NE(Run("flashbias-call",
+                  {"--target=" + Target(), "--q=" + Path("q.npy"), "--k=" + Path(bad),
+                   "--v=" + Path("q.npy"), "--out=" + Path("o.npy")},
+                  &output),
+              0)
+        << bad;
+    EXPECT_THAT(output, HasSubstr(bad));
+    EXPECT_EQ(std::count(output.begin(), output.end(), '\n'), 1) << output;
+    EXPECT_FALSE(std::filesystem::exists(Path("o.npy")));
+  }
+}
+
+TEST_F(ProcessTest, CallHasADemo) {
+  StartServer();
+  std::string output;
+  EXPECT_EQ(Run("flashbias-call", {"--target=" + Target(), "--demo", "--demo_len=100"}, &output), 0)
+      << output;
+  EXPECT_THAT(output, HasSubstr("100"));
+}
+
+TEST_F(ProcessTest, LoadVerifiesItsAnswers) {
+  StartServer();
+  std::string output;
+  EXPECT_EQ(Run("flashbias-load",
+                {"--target=" + Target(), "--concurrency=4", "--connections=2", "--heads=8",
+                 "--head_dim=32", "--seq_len=256", "--requests=40", "--warmup=0", "--verify=0.5",
+                 "--json=" + Path("report.json")},
+                &output),
+            0)
+      << output;
+  const absl::StatusOr<std::string> report = support::ReadFile(Path("report.json"));
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_THAT(*report, HasSubstr("p99"));
+  absl::StatusOr<Samples> samples = Scrape(metrics_port_);
+  ASSERT_TRUE(samples.ok()) << samples.status();
+  EXPECT_EQ(
+      (*samples)["flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"grpc\"}"], 40);
+}
+
+TEST_F(ProcessTest, LoadFailsWhenNothingListens) {
+  std::string output;
+  EXPECT_NE(Run("flashbias-load",
+                {"--target=127.0.0.1:1", "--requests=3", "--warmup=0", "--timeout=2s",
+                 "--duration=5s", "--seq_len=16"},
+                &output),
+            0)
+      << output;
+}
+
+}  // namespace
+}  // namespace flashbias::integration

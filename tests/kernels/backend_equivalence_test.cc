@@ -1,0 +1,194 @@
+// Two ways to the same answer: what a batch, a thread count, an address or a bias's form may change
+// (nothing).
+#include <cmath>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/kernels/backend_under_test.h"
+#include "tests/support/attention_case.h"
+#include "tests/support/compare.h"
+#include "tests/support/run_backend.h"
+
+namespace flashbias {
+namespace {
+
+using support::AttentionCase;
+using support::Describe;
+using support::Materialise;
+using support::OwnedProblem;
+using support::RandomCase;
+using support::SlopeKind;
+
+// A random case that also has work enough for several threads.
+AttentionCase BigRandomCase(uint64_t seed) {
+  AttentionCase c = RandomCase(seed);
+  if (seed % 4 == 0) c.sequences.push_back({.q_len = 600, .kv_len = 700});
+  return c;
+}
+
+std::string RunAlone(AttentionBackend& backend, const AttentionCase& c) {
+  OwnedProblem owned = Materialise(c);
+  const absl::StatusOr<ProblemStats> stats = support::RunAndWait(backend, owned);
+  EXPECT_TRUE(stats.ok()) << stats.status();
+  EXPECT_EQ(owned.CheckOutputs(), "");
+  return owned.OutputBytes();
+}
+
+TEST(Equivalence, ABatchNeverChangesAnAnswer) {
+  constexpr uint64_t kProblems = 24;
+  std::vector<OwnedProblem> owned;
+  std::vector<AttentionProblem> batch;
+  for (uint64_t seed = 0; seed < kProblems; ++seed) {
+    owned.push_back(Materialise(BigRandomCase(seed)));
+    batch.push_back(owned.back().problem());
+  }
+  const absl::StatusOr<std::vector<ProblemStats>> stats =
+      support::RunAndWait(SharedCpuBackend(), batch);
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  for (uint64_t seed = 0; seed < kProblems; ++seed) {
+    const AttentionCase c = BigRandomCase(seed);
+    OwnedProblem alone = Materialise(c);
+    const absl::StatusOr<ProblemStats> own = support::RunAndWait(SharedCpuBackend(), alone);
+    ASSERT_TRUE(own.ok()) << own.status();
+    EXPECT_EQ(owned[seed].CheckOutputs(), "");
+    EXPECT_TRUE(owned[seed].OutputBytes() == alone.OutputBytes()) << Describe(c);
+    EXPECT_EQ((*stats)[seed].tiles_computed, own->tiles_computed) << Describe(c);
+    EXPECT_EQ((*stats)[seed].tiles_skipped, own->tiles_skipped) << Describe(c);
+  }
+}
+
+TEST(Equivalence, ThreadCountNeverChangesAnAnswer) {
+  const std::unique_ptr<AttentionBackend> one = NewCpuBackend(1);
+  const std::unique_ptr<AttentionBackend> two = NewCpuBackend(2);
+  const std::unique_ptr<AttentionBackend> five = NewCpuBackend(5);
+  for (uint64_t seed = 0; seed < 24; ++seed) {
+    const AttentionCase c = BigRandomCase(seed);
+    const std::string expected = RunAlone(*one, c);
+    EXPECT_TRUE(RunAlone(*two, c) == expected) << Describe(c);
+    EXPECT_TRUE(RunAlone(*five, c) == expected) << Describe(c);
+  }
+}
+
+TEST(Equivalence, RunsRepeatBitByBit) {
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    const AttentionCase c = BigRandomCase(seed);
+    OwnedProblem owned = Materialise(c);
+    std::string first;
+    for (int repeat = 0; repeat < 4; ++repeat) {
+      ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), owned).ok());
+      if (repeat == 0) first = owned.OutputBytes();
+      EXPECT_TRUE(owned.OutputBytes() == first) << Describe(c);
+    }
+  }
+}
+
+TEST(Equivalence, ConcurrentRunsDoNotDisturbEachOther) {
+  constexpr uint64_t kThreads = 4;
+  std::vector<std::string> expected;
+  for (uint64_t seed = 0; seed < kThreads; ++seed) {
+    expected.push_back(RunAlone(SharedCpuBackend(), BigRandomCase(seed)));
+  }
+  std::vector<std::thread> threads;
+  for (uint64_t seed = 0; seed < kThreads; ++seed) {
+    threads.emplace_back([&, seed] {
+      for (int repeat = 0; repeat < 5; ++repeat) {
+        EXPECT_TRUE(RunAlone(SharedCpuBackend(), BigRandomCase(seed)) == expected[seed]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(Equivalence, AddressesAndWantedLseChangeNothing) {
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    AttentionCase c = BigRandomCase(seed);
+    c.byte_offset = 0;
+    c.want_lse = true;
+    OwnedProblem with_lse = Materialise(c);
+    ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), with_lse).ok());
+    const std::string aligned = with_lse.OutputBytes();
+    c.byte_offset = 3;
+    EXPECT_TRUE(RunAlone(SharedCpuBackend(), c) == aligned) << Describe(c);
+    c.want_lse = false;
+    const std::string o = RunAlone(SharedCpuBackend(), c);
+    EXPECT_TRUE(o == aligned.substr(0, o.size())) << Describe(c);
+  }
+}
+
+// ||a - b|| / ||a|| over every element of o.
+double RelativeDifference(const AttentionProblem& a, const AttentionProblem& b) {
+  double difference = 0;
+  double norm = 0;
+  const int64_t elements = a.total_q * a.num_q_heads * a.head_dim;
+  for (int64_t n = 0; n < elements; ++n) {
+    const auto x = static_cast<double>(LoadElement(a.dtype, a.o, n));
+    const auto y = static_cast<double>(LoadElement(b.dtype, b.o, n));
+    difference += (x - y) * (x - y);
+    norm += x * x;
+  }
+  return std::sqrt(difference / norm);
+}
+
+class AlibiFormsTest : public ::testing::TestWithParam<int64_t> {};
+
+// Under a causal mask -s |i - j| is <s [-i, 1], [1, j]>. In fp32 factors the two products reach s N
+// and are rounded there, which the second tolerance grants; the slopes' form has no such loss.
+TEST_P(AlibiFormsTest, SlopesEqualRankTwoFactors) {
+  const int64_t length = GetParam();
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+    AttentionCase c;
+    c.name = "forms";
+    c.dtype = dtype;
+    c.num_q_heads = c.num_kv_heads = 4;
+    c.slopes = SlopeKind::kRange;
+    c.sequences = {{.q_len = length, .kv_len = length}};
+    OwnedProblem slopes = Materialise(c);
+    c.bias = BiasKind::kLowRank;
+    c.rank = 2;
+    c.phi_q_per_head = true;
+    c.phi_k_per_head = false;
+    OwnedProblem factors = Materialise(c);
+    for (int64_t i = 0; i < length; ++i) {
+      const auto position = static_cast<float>(i);
+      for (int head = 0; head < 4; ++head) {
+        const float slope = slopes.slopes()[head];
+        StoreElement(DType::kFloat32, factors.phi_q(), (i * 4 + head) * 2, -slope * position);
+        StoreElement(DType::kFloat32, factors.phi_q(), (i * 4 + head) * 2 + 1, slope);
+      }
+      StoreElement(DType::kFloat32, factors.phi_k(), i * 2, 1.0f);
+      StoreElement(DType::kFloat32, factors.phi_k(), i * 2 + 1, position);
+    }
+    ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), slopes).ok());
+    ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), factors).ok());
+    EXPECT_EQ(slopes.CheckOutputs(), "");
+    EXPECT_EQ(factors.CheckOutputs(), "");
+    const double rounding = 0x1p-23 * static_cast<double>(length);
+    EXPECT_LE(RelativeDifference(slopes.problem(), factors.problem()),
+              (dtype == DType::kFloat32 ? rounding : 0) + 2 * support::RelativeErrorLimit(dtype))
+        << Name(dtype);
+    for (int64_t n = 0; n < slopes.lse_elements(); ++n) {
+      const auto lse = static_cast<double>(slopes.problem().lse[n]);
+      ASSERT_NEAR(static_cast<double>(factors.problem().lse[n]), lse, 1e-5 + rounding) << n;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Lengths, AlibiFormsTest,
+                         ::testing::Values(1, 64, 129, 1000, support::kSlowBuild ? 2047 : 8191));
+
+TEST(Equivalence, ZeroSlopesEqualNoBias) {
+  AttentionCase c;
+  c.sequences = {{.q_len = 150, .kv_len = 200}};
+  c.slopes = SlopeKind::kZero;
+  OwnedProblem zero = Materialise(c);
+  c.bias = BiasKind::kNone;
+  OwnedProblem none = Materialise(c);
+  ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), zero).ok());
+  ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), none).ok());
+  EXPECT_LE(RelativeDifference(zero.problem(), none.problem()), 2e-6);
+}
+
+}  // namespace
+}  // namespace flashbias

@@ -1,0 +1,58 @@
+// Comparison of a problem's outputs with the fp64 reference.
+//
+// Thread-safety: pure functions.
+#ifndef FLASHBIAS_TESTS_SUPPORT_COMPARE_H_
+#define FLASHBIAS_TESTS_SUPPORT_COMPARE_H_
+
+#include <cstdint>
+#include <functional>
+
+#include "gtest/gtest.h"
+#include "kernels/attention_problem.h"
+#include "kernels/reference/reference_attention.h"
+#include "tests/support/owned_problem.h"
+
+namespace flashbias::support {
+
+// True in builds that are an order of magnitude slower, where long cases compare fewer rows.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSlowBuild = true;
+#else
+inline constexpr bool kSlowBuild = false;
+#endif
+
+// About 20 ms of reference in an optimised build.
+inline constexpr int64_t kDefaultBudget = kSlowBuild ? 1'000'000 : 10'000'000;
+
+// Calls `visit` for (sequence, row, head) triples: for all where that costs at most `budget`
+// multiplications in the reference, else for the corners and a fixed pseudo-random choice.
+void VisitRows(const AttentionProblem& problem, int64_t budget,
+               const std::function<void(int64_t sequence, int64_t row, int head)>& visit);
+
+struct Comparison {
+  int64_t rows = 0;  // (row, head) pairs compared
+  double relative_error =
+      0;  // ||o - ref|| / ||ref|| over them; infinite when ref is 0 and o is not
+  double allowed_by_eps = 0;  // what 2 eps max|v| in every element adds to relative_error
+  double lse_error = 0;       // max of |lse - ref| / (1 + |ref|); infinite where only one is -inf
+};
+
+Comparison CompareWithReference(const AttentionProblem& problem, int64_t budget = kDefaultBudget);
+
+// What the service promises for N(0, 1) inputs: 3e-4 fp16, 3e-3 bf16, 2e-6 fp32.
+double RelativeErrorLimit(DType dtype);
+
+// Every element written, guards intact, relative error within the dtype's limit plus `slack`, lse
+// within 1e-6 (1 + |lse|). An eps above the default may add 2 eps max|v| to every element of o and
+// 2 eps to lse.
+::testing::AssertionResult MatchesReference(const OwnedProblem& owned, double slack = 0,
+                                            int64_t budget = kDefaultBudget);
+
+// Element (row, head, d) of o, as a double. `row` counts over all sequences.
+double OutputElement(const AttentionProblem& problem, int64_t row, int head, int d);
+
+double MaxAbsV(const AttentionProblem& problem);
+
+}  // namespace flashbias::support
+
+#endif  // FLASHBIAS_TESTS_SUPPORT_COMPARE_H_

@@ -1,0 +1,122 @@
+#include "tests/support/golden.h"
+
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "tests/support/compare.h"
+#include "tests/support/npz.h"
+
+namespace flashbias::support {
+namespace {
+
+constexpr char kDirectory[] = FLASHBIAS_SOURCE_DIR "/tests/vectors/";
+
+using Arrays = std::map<std::string, NpyArray>;
+
+void StoreAll(const NpyArray& array, void* data) {
+  for (size_t n = 0; n < array.values.size(); ++n) {
+    StoreElement(DType::kFloat32, data, static_cast<int64_t>(n),
+                 static_cast<float>(array.values[n]));
+  }
+}
+
+absl::StatusOr<GoldenCase> Build(const std::string& name, const nlohmann::json& entry,
+                                 const Arrays& arrays) {
+  for (const char* needed : {"q", "k", "v", "o", "lse"}) {
+    if (arrays.count(needed) == 0) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": no array '", needed, "'"));
+    }
+  }
+  const NpyArray& q = arrays.at("q");
+  const NpyArray& k = arrays.at("k");
+  if (q.shape.size() != 3 || k.shape.size() != 3 || arrays.at("v").shape != k.shape) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": q, k and v are not [rows, heads, dim]"));
+  }
+  AttentionProblem shape;
+  shape.total_q = q.shape[0];
+  shape.num_q_heads = static_cast<int>(q.shape[1]);
+  shape.head_dim = static_cast<int>(q.shape[2]);
+  shape.total_kv = k.shape[0];
+  shape.num_kv_heads = static_cast<int>(k.shape[1]);
+  shape.mask.causal = entry.value("causal", false);
+  shape.mask.left_window = entry.value("window", int64_t{0});
+  shape.softmax_scale =
+      static_cast<float>(entry.value("scale", 1.0 / std::sqrt(static_cast<double>(q.shape[2]))));
+  if (arrays.count("slopes") != 0) shape.bias_kind = BiasKind::kAlibi;
+  if (arrays.count("phi_q") != 0) {
+    shape.bias_kind = BiasKind::kLowRank;
+    shape.low_rank.rank = static_cast<int>(arrays.at("phi_q").shape.back());
+    shape.low_rank.phi_q_heads = static_cast<int>(arrays.at("phi_q").shape[1]);
+    shape.low_rank.phi_k_heads = static_cast<int>(arrays.at("phi_k").shape[1]);
+  }
+  Sequence sequence{.q_len = shape.total_q, .kv_len = shape.total_kv};
+  sequence.key_start = entry.value("k_start", int64_t{0});
+  sequence.query_start =
+      entry.value("q_start", sequence.key_start + sequence.kv_len - sequence.q_len);
+
+  GoldenCase golden{.name = name,
+                    .owned = OwnedProblem(shape, {sequence}, /*want_lse=*/true, /*byte_offset=*/0),
+                    .o = arrays.at("o").values,
+                    .lse = arrays.at("lse").values};
+  StoreAll(q, golden.owned.q());
+  StoreAll(k, golden.owned.k());
+  StoreAll(arrays.at("v"), golden.owned.v());
+  if (shape.bias_kind == BiasKind::kAlibi) StoreAll(arrays.at("slopes"), golden.owned.slopes());
+  if (shape.bias_kind == BiasKind::kLowRank) {
+    StoreAll(arrays.at("phi_q"), golden.owned.phi_q());
+    StoreAll(arrays.at("phi_k"), golden.owned.phi_k());
+  }
+  return golden;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<GoldenCase>> LoadGoldenCases() {
+  const absl::StatusOr<std::string> text = ReadFile(absl::StrCat(kDirectory, "index.json"));
+  if (!text.ok()) return text.status();
+  const nlohmann::json index = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!index.is_object()) return absl::InvalidArgumentError("index.json is not a JSON object");
+  std::vector<GoldenCase> cases;
+  for (const auto& [name, entry] : index.items()) {
+    const absl::StatusOr<Arrays> arrays = ReadNpz(absl::StrCat(kDirectory, name, ".npz"));
+    if (!arrays.ok()) return arrays.status();
+    absl::StatusOr<GoldenCase> golden = Build(name, entry, *arrays);
+    if (!golden.ok()) return golden.status();
+    cases.push_back(*std::move(golden));
+  }
+  return cases;
+}
+
+::testing::AssertionResult MatchesGolden(const GoldenCase& golden) {
+  const AttentionProblem& problem = golden.owned.problem();
+  const std::string damage = golden.owned.CheckOutputs();
+  if (!damage.empty()) return ::testing::AssertionFailure() << damage;
+  double difference = 0;
+  double norm = 0;
+  for (size_t n = 0; n < golden.o.size(); ++n) {
+    const double error =
+        static_cast<double>(LoadElement(problem.dtype, problem.o, static_cast<int64_t>(n))) -
+        golden.o[n];
+    difference += error * error;
+    norm += golden.o[n] * golden.o[n];
+  }
+  const double relative_error = std::sqrt(difference / norm);
+  if (!(relative_error <= RelativeErrorLimit(problem.dtype))) {
+    return ::testing::AssertionFailure() << golden.name << ": relative error " << relative_error;
+  }
+  for (size_t n = 0; n < golden.lse.size(); ++n) {
+    const auto lse = static_cast<double>(problem.lse[n]);
+    if (lse == golden.lse[n]) continue;  // both -infinity
+    if (!(std::fabs(lse - golden.lse[n]) <= 1e-6 * (1 + std::fabs(golden.lse[n])))) {
+      return ::testing::AssertionFailure()
+             << golden.name << ": lse[" << n << "] is " << lse << ", expected " << golden.lse[n];
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+}  // namespace flashbias::support

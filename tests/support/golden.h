@@ -1,0 +1,32 @@
+// The golden vectors in tests/vectors: small cases of the formula, inputs fp32, results fp64,
+// computed apart from this project. They settle sign, alignment and lse conventions.
+//
+// Thread-safety: pure functions.
+#ifndef FLASHBIAS_TESTS_SUPPORT_GOLDEN_H_
+#define FLASHBIAS_TESTS_SUPPORT_GOLDEN_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "gtest/gtest.h"
+#include "tests/support/owned_problem.h"
+
+namespace flashbias::support {
+
+struct GoldenCase {
+  std::string name;
+  OwnedProblem owned;       // fp32, lse wanted
+  std::vector<double> o;    // [total_q, num_q_heads, head_dim]
+  std::vector<double> lse;  // [total_q, num_q_heads]
+};
+
+// Every case of tests/vectors/index.json.
+absl::StatusOr<std::vector<GoldenCase>> LoadGoldenCases();
+
+// The problem's o within a relative error of 2e-6, its lse within 1e-6 (1 + |lse|), -inf for -inf.
+::testing::AssertionResult MatchesGolden(const GoldenCase& golden);
+
+}  // namespace flashbias::support
+
+#endif  // FLASHBIAS_TESTS_SUPPORT_GOLDEN_H_

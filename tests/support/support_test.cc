@@ -1,0 +1,169 @@
+// The test support itself: what reads files must refuse damage, and what judges a backend must see
+// every kind of fault.
+#include <cmath>
+#include <cstring>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/attention_case.h"
+#include "tests/support/compare.h"
+#include "tests/support/golden.h"
+#include "tests/support/npz.h"
+#include "tests/support/reference_backend.h"
+#include "tests/support/run_backend.h"
+
+namespace flashbias::support {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::string FloatNpy() {
+  const float values[] = {1.0f, -2.5f, 3.0f, 4.0f, 5.0f, 6.0f};
+  return EncodeNpy("<f4", {2, 3},
+                   std::string_view(reinterpret_cast<const char*>(values), sizeof(values)));
+}
+
+TEST(Npy, WhatIsEncodedIsReadBack) {
+  const absl::StatusOr<NpyArray> array = ParseNpy(FloatNpy(), "x");
+  ASSERT_TRUE(array.ok()) << array.status();
+  EXPECT_EQ(array->descr, "<f4");
+  EXPECT_THAT(array->shape, ElementsAre(2, 3));
+  EXPECT_THAT(array->values, ElementsAre(1, -2.5, 3, 4, 5, 6));
+  EXPECT_EQ(FloatNpy().find('\n') % 64, 63u);
+}
+
+TEST(Npy, EveryTruncationIsAnError) {
+  const std::string whole = FloatNpy();
+  for (size_t size = 0; size < whole.size(); ++size) {
+    EXPECT_FALSE(ParseNpy(std::string_view(whole).substr(0, size), "x").ok()) << size;
+  }
+  EXPECT_FALSE(ParseNpy(whole + "x", "x").ok());
+}
+
+TEST(Npy, OtherLayoutsAreErrors) {
+  std::string fortran = FloatNpy();
+  fortran.replace(fortran.find("False"), 5, "True ");
+  EXPECT_THAT(std::string(ParseNpy(fortran, "x").status().message()), HasSubstr("C order"));
+  EXPECT_FALSE(ParseNpy(EncodeNpy("<u4", {1}, "abcd"), "x").ok());
+  EXPECT_FALSE(ParseNpy(EncodeNpy("<f4", {int64_t{1} << 39, int64_t{1} << 39}, "abcd"), "x").ok());
+}
+
+TEST(Npz, EveryTruncationOfAVectorIsAnError) {
+  const std::string path = FLASHBIAS_SOURCE_DIR "/tests/vectors/rows_without_keys.npz";
+  const absl::StatusOr<std::string> whole = ReadFile(path);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_TRUE(ParseNpz(*whole, path).ok());
+  for (size_t size = 0; size < whole->size(); size += 41) {
+    EXPECT_FALSE(ParseNpz(std::string_view(*whole).substr(0, size), path).ok()) << size;
+  }
+  EXPECT_FALSE(ReadNpz("no/such/file.npz").ok());
+}
+
+TEST(Golden, AllCasesAreThere) {
+  const absl::StatusOr<std::vector<GoldenCase>> cases = LoadGoldenCases();
+  ASSERT_TRUE(cases.ok()) << cases.status();
+  EXPECT_EQ(cases->size(), 11u);
+}
+
+TEST(RandomValues, NormalHasMeanZeroAndVarianceOne) {
+  Random random(1);
+  double sum = 0;
+  double squares = 0;
+  constexpr int kCount = 100000;
+  for (int n = 0; n < kCount; ++n) {
+    const double value = static_cast<double>(random.Normal());
+    sum += value;
+    squares += value * value;
+  }
+  EXPECT_NEAR(sum / kCount, 0, 0.02);
+  EXPECT_NEAR(squares / kCount, 1, 0.02);
+}
+
+class JudgeTest : public ::testing::TestWithParam<DType> {
+ protected:
+  // A problem with the reference's answer in it.
+  OwnedProblem Solved() {
+    OwnedProblem owned = Materialise({.name = "solved",
+                                      .dtype = GetParam(),
+                                      .num_q_heads = 4,
+                                      .sequences = {{.q_len = 9, .kv_len = 12}},
+                                      .byte_offset = 5});
+    EXPECT_TRUE(RunAndWait(backend_, owned).ok());
+    return owned;
+  }
+
+  ReferenceBackend backend_;
+};
+
+TEST_P(JudgeTest, AcceptsTheReference) { EXPECT_TRUE(MatchesReference(Solved())); }
+
+TEST_P(JudgeTest, SeesAnUnwrittenElement) {
+  OwnedProblem fresh = Materialise({.name = "fresh", .dtype = GetParam()});
+  EXPECT_FALSE(MatchesReference(fresh));
+  EXPECT_THAT(fresh.CheckOutputs(), HasSubstr("not written"));
+
+  OwnedProblem owned = Solved();
+  const size_t element = SizeOf(GetParam());
+  char* last = static_cast<char*>(owned.mutable_problem().o) +
+               (static_cast<size_t>(owned.q_elements()) - 1) * element;
+  std::memcpy(last, fresh.problem().o, element);
+  EXPECT_THAT(owned.CheckOutputs(), HasSubstr("of o was not written"));
+}
+
+TEST_P(JudgeTest, SeesWritesBesideTheOutputs) {
+  OwnedProblem owned = Solved();
+  char* o = static_cast<char*>(owned.mutable_problem().o);
+  o[-1] = 0;
+  EXPECT_THAT(owned.CheckOutputs(), HasSubstr("beside o"));
+  OwnedProblem other = Solved();
+  other.mutable_problem().lse[other.lse_elements()] = 0;
+  EXPECT_THAT(other.CheckOutputs(), HasSubstr("beside lse"));
+}
+
+TEST_P(JudgeTest, SeesOneWrongRow) {
+  OwnedProblem owned = Solved();
+  for (int d = 0; d < owned.problem().head_dim; ++d) {
+    StoreElement(GetParam(), owned.mutable_problem().o, d, 0.5f);
+  }
+  EXPECT_FALSE(MatchesReference(owned));
+}
+
+TEST_P(JudgeTest, SeesNan) {
+  OwnedProblem owned = Solved();
+  StoreElement(GetParam(), owned.mutable_problem().o, 3, std::nanf(""));
+  EXPECT_FALSE(MatchesReference(owned));
+  OwnedProblem other = Solved();
+  other.mutable_problem().lse[3] = std::nanf("");
+  EXPECT_FALSE(MatchesReference(other));
+}
+
+TEST_P(JudgeTest, SeesAShiftedLse) {
+  OwnedProblem owned = Solved();
+  owned.mutable_problem().lse[7] += 1e-4f;
+  EXPECT_FALSE(MatchesReference(owned));
+}
+
+TEST_P(JudgeTest, AllowsWhatEpsPromisesAndNoMore) {
+  OwnedProblem owned = Solved();
+  owned.mutable_problem().eps = kMaxEps;
+  const auto max_v = static_cast<float>(MaxAbsV(owned.problem()));
+  const auto shift = [&](float by) {
+    OwnedProblem shifted = Solved();
+    shifted.mutable_problem().eps = kMaxEps;
+    for (int64_t n = 0; n < shifted.q_elements(); ++n) {
+      StoreElement(GetParam(), shifted.mutable_problem().o, n,
+                   LoadElement(GetParam(), owned.problem().o, n) + by);
+    }
+    return MatchesReference(shifted);
+  };
+  EXPECT_TRUE(shift(1.9f * kMaxEps * max_v));
+  EXPECT_FALSE(shift(4.0f * kMaxEps * max_v));
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, JudgeTest,
+                         ::testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32),
+                         [](const auto& param) { return std::string(Name(param.param)); });
+
+}  // namespace
+}  // namespace flashbias::support
