@@ -40,29 +40,38 @@ void RetryingCall::Cancel() {
     absl::MutexLock lock(&mutex_);
     cancelled_ = true;
     context = context_;
-    alarm = alarm_;
+    if (alarm_is_set_) alarm = alarm_;
   }
   if (context != nullptr) context->TryCancel();
   if (alarm != nullptr) alarm->Cancel();
 }
 
+// A context holds the channel, an alarm holds the library. Whoever lets the last of these go joins
+// gRPC's threads, so a thread of gRPC must hold neither once `done` lets the client be destroyed:
+// both are dropped as soon as they have served, always before Finish.
+
 void RetryingCall::StartAttempt() {
-  auto context = std::make_shared<grpc::ClientContext>();
+  auto owned_context = std::make_shared<grpc::ClientContext>();
+  grpc::ClientContext* const context = owned_context.get();
   if (deadline_ != absl::InfiniteFuture()) context->set_deadline(absl::ToChronoTime(deadline_));
   bool cancelled = false;
   {
+    std::shared_ptr<grpc::Alarm> fired;
     absl::MutexLock lock(&mutex_);
+    fired.swap(alarm_);
+    alarm_is_set_ = false;
     cancelled = cancelled_;
-    context_ = context;
+    if (!cancelled) context_ = std::move(owned_context);
   }
   if (cancelled) {
+    owned_context.reset();
     Finish(CancelledByCaller());
     return;
   }
   ++attempt_;
   lease_ = pool_->Acquire();
   // A Cancel from here on finds the context: gRPC remembers it even before the attempt starts.
-  start_rpc_(lease_.stub(), context.get(), [self = shared_from_this()](const grpc::Status& status) {
+  start_rpc_(lease_.stub(), context, [self = shared_from_this()](const grpc::Status& status) {
     self->OnAttemptDone(status);
   });
 }
@@ -75,20 +84,21 @@ void RetryingCall::OnAttemptDone(const grpc::Status& grpc_status) {
   {
     absl::MutexLock lock(&mutex_);
     cancelled = cancelled_;
-    context = context_;
+    context.swap(context_);
   }
-  if (cancelled) {
-    Finish(status.ok() ? status : CancelledByCaller());
-    return;
-  }
+  const Pushback pushback = status.ok() ? Pushback{} : PushbackOf(*context);
+  context.reset();
   if (status.ok()) {
     Finish(std::move(status));
     return;
   }
+  if (cancelled) {
+    Finish(CancelledByCaller());
+    return;
+  }
   absl::BitGen random;
-  const std::optional<absl::Duration> wait =
-      WaitBeforeRetry(retry_, attempt_, status, PushbackOf(*context), absl::Now(), deadline_,
-                      absl::Uniform(random, 0.0, 1.0));
+  const std::optional<absl::Duration> wait = WaitBeforeRetry(
+      retry_, attempt_, status, pushback, absl::Now(), deadline_, absl::Uniform(random, 0.0, 1.0));
   if (wait.has_value()) {
     WaitThenStartAttempt(*wait);
   } else {
@@ -98,6 +108,10 @@ void RetryingCall::OnAttemptDone(const grpc::Status& grpc_status) {
 
 void RetryingCall::WaitThenStartAttempt(absl::Duration wait) {
   auto alarm = std::make_shared<grpc::Alarm>();
+  {
+    absl::MutexLock lock(&mutex_);
+    alarm_ = alarm;
+  }
   // Fires with false when cancelled; StartAttempt sees that for itself. The reference is moved out
   // because the alarm keeps its function, and alarm_ keeps the alarm.
   alarm->Set(absl::ToChronoTime(absl::Now() + wait), [self = shared_from_this()](bool) mutable {
@@ -107,8 +121,9 @@ void RetryingCall::WaitThenStartAttempt(absl::Duration wait) {
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
+    // It may have fired by now, and another may have been made since.
+    if (alarm_ == alarm) alarm_is_set_ = true;
     cancelled = cancelled_;
-    alarm_ = alarm;
   }
   if (cancelled) alarm->Cancel();
 }

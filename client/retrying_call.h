@@ -57,9 +57,11 @@ class RetryingCall : public std::enable_shared_from_this<RetryingCall> {
 
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
-  // Of the latest attempt and of the latest wait. Cancelling one that has ended does nothing.
+  // Null unless an attempt is in flight.
   std::shared_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
+  // Null unless a wait is under way. It cannot be cancelled before it has been set.
   std::shared_ptr<grpc::Alarm> alarm_ ABSL_GUARDED_BY(mutex_);
+  bool alarm_is_set_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace flashbias::client

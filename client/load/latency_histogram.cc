@@ -60,7 +60,9 @@ absl::Duration LatencyHistogram::Mean() const {
 
 absl::Duration LatencyHistogram::Percentile(double percent) const {
   if (count_ == 0) return absl::ZeroDuration();
-  const auto rank = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(percent / 100.0 * count_)));
+  // 99.9 has no exact double: without the slack 99.9 % of 1000 would be rounded up to 1000.
+  const double exact_rank = percent / 100.0 * static_cast<double>(count_);
+  const auto rank = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(exact_rank - 1e-6)));
   int64_t seen = 0;
   for (size_t n = 0; n < buckets_.size(); ++n) {
     seen += buckets_[n];

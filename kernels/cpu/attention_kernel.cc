@@ -43,7 +43,7 @@ struct TaskRun {
   size_t num_rows;
   size_t num_groups;
   // Union of the admitted keys over each group's rows.
-  std::array<KeyRange, kGroups> group_keys;
+  std::array<KeyRange, kMaxGroups> group_keys;
 };
 
 // The admitted key with the largest ALiBi bias: the nearest one, or for a negative slope the
@@ -260,13 +260,13 @@ HWY_INLINE void PrefetchTile(const TaskRun& run, int64_t tile, size_t n, size_t 
 HWY_INLINE int64_t WalkTiles(TaskRun& run, Side side, int64_t first, int64_t last) {
   const int64_t step = side == Side::kLeft ? -1 : 1;
   const int64_t count = (last - first) * step + 1;
-  std::array<bool, kGroups> done{};
+  std::array<bool, kMaxGroups> done{};
   int64_t computed = 0;
   for (int64_t n = 0; n < count; ++n) {
     const int64_t tile = first + n * step;
     const int64_t begin = tile * kKeyTile;
     const int64_t end = std::min(begin + kKeyTile, run.sequence.kv_len);
-    std::array<size_t, kGroups> needed;
+    std::array<size_t, kMaxGroups> needed;
     size_t num_needed = 0;
     bool any_left = false;
     for (size_t g = 0; g < run.num_groups; ++g) {

@@ -59,13 +59,15 @@ HWY_INLINE void ComputeScores(const float* HWY_RESTRICT q, size_t inner, const G
                               Workspace& ws, float* HWY_RESTRICT row_max) {
   const Floats d;
   const Vec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const float* HWY_RESTRICT packed_keys = ws.keys.get();
+  float* HWY_RESTRICT scores = ws.scores.get();
   alignas(64) float maxima[kGroupRows * kLanes];
   for (int r = 0; r < kGroupRows; ++r) hn::Store(minus_infinity, d, maxima + r * kLanes);
 
   for (size_t key = tile.begin / kPanel * kPanel; key < tile.end; key += kPanel) {
     Vec acc[kGroupRows][2];
     for (int r = 0; r < kGroupRows; ++r) acc[r][0] = acc[r][1] = hn::Zero(d);
-    MultiplyAccumulate<2, 1, kGroupRows>(q, ws.keys.get() + key * inner, inner, acc);
+    MultiplyAccumulate<2, 1, kGroupRows>(q, packed_keys + key * inner, inner, acc);
 
     const Vec first = hn::Iota(d, static_cast<float>(key));
     const Vec keys[2] = {first, hn::Add(first, hn::Set(d, static_cast<float>(kLanes)))};
@@ -88,7 +90,7 @@ HWY_INLINE void ComputeScores(const float* HWY_RESTRICT q, size_t inner, const G
                                         hn::Lt(keys[v], hn::Set(d, tile.row_end[r])));
           x = hn::IfThenElse(admitted, x, minus_infinity);
         }
-        hn::Store(x, d, ws.scores.get() + r * kKeyTile + key + v * kLanes);
+        hn::Store(x, d, scores + r * kKeyTile + key + v * kLanes);
         max = hn::Max(max, x);
       }
       hn::Store(max, d, maxima + r * kLanes);

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/workspace.h"
 #include "kernels/dtype.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,6 +25,15 @@ using Floats = hn::CappedTag<float, 16>;
 using Int32s = hn::RebindToSigned<Floats>;
 using Vec = hn::Vec<Floats>;
 constexpr size_t kLanes = hn::MaxLanes(Floats());
+
+// Rows that one pass of the micro-kernel computes, each with two vectors of accumulators. 16
+// registers hold 6 x 2 of them beside the operands, 32 hold 12 x 2; both cover the latency of the
+// multiply-add, and more rows read a packed tile fewer times.
+#if HWY_TARGET == HWY_AVX3
+constexpr int kGroupRows = kMaxGroupRows;
+#else
+constexpr int kGroupRows = kMinGroupRows;
+#endif
 
 // The targets whose 16-bit conversions are IEEE-exact hardware instructions.
 #undef FLASHBIAS_HARDWARE_FLOAT16

@@ -15,15 +15,16 @@
 
 namespace flashbias::cpu {
 
-// Rows that one pass of the micro-kernel computes: 6 x 2 vectors of accumulators leave four of the
-// 16 AVX2 registers for operands and cover the FMA latency.
-inline constexpr int kGroupRows = 6;
+// Rows that one pass of the micro-kernel computes: 6 on the narrower instruction sets, 12 on
+// AVX-512 (vector-inl.h).
+inline constexpr int kMinGroupRows = 6;
+inline constexpr int kMaxGroupRows = 12;
 // Query rows of a task at most. Reading and packing a key tile costs about as much as computing 20
 // rows against it, so tasks are long; short sequences are cut finer, to have tasks for all threads.
-inline constexpr int kQueryTile = 64 * kGroupRows;
+inline constexpr int kQueryTile = 32 * kMaxGroupRows;
 inline constexpr int kShortQueryTile = kQueryTile / 2;
 inline constexpr int64_t kLongSequence = 2 * kQueryTile;
-inline constexpr int kGroups = kQueryTile / kGroupRows;
+inline constexpr int kMaxGroups = kQueryTile / kMinGroupRows;
 // Keys packed at a time.
 inline constexpr int kKeyTile = 64;
 inline constexpr int kMaxInnerDim = kMaxHeadDim + kMaxRank;
@@ -49,16 +50,16 @@ struct Workspace {
         keys(hwy::AllocateAligned<float>(kKeyTile * kMaxInnerDim)),
         values(hwy::AllocateAligned<float>(kKeyTile * kMaxHeadDim)),
         key_rows(hwy::AllocateAligned<float>(kKeyTile * kMaxInnerDim)),
-        scores(hwy::AllocateAligned<float>(kGroupRows * kKeyTile)),
+        scores(hwy::AllocateAligned<float>(kMaxGroupRows * kKeyTile)),
         row_buffer(hwy::AllocateAligned<float>(kMaxInnerDim)),
         phi_mid(hwy::AllocateAligned<float>(kMaxRank)) {}
 
-  hwy::AlignedFreeUniquePtr<float[]> q;           // [group][inner dim][kGroupRows]
+  hwy::AlignedFreeUniquePtr<float[]> q;           // [group][inner dim][group rows]
   hwy::AlignedFreeUniquePtr<float[]> o;           // [row][padded head_dim]
   hwy::AlignedFreeUniquePtr<float[]> keys;        // [panel][inner dim][panel width]
   hwy::AlignedFreeUniquePtr<float[]> values;      // [panel][key][panel width]
   hwy::AlignedFreeUniquePtr<float[]> key_rows;    // [key][padded inner dim], before transposing
-  hwy::AlignedFreeUniquePtr<float[]> scores;      // [kGroupRows][kKeyTile]
+  hwy::AlignedFreeUniquePtr<float[]> scores;      // [group rows][kKeyTile]
   hwy::AlignedFreeUniquePtr<float[]> row_buffer;  // one converted row
   hwy::AlignedFreeUniquePtr<float[]> phi_mid;     // phi_k of the tile's middle key
 

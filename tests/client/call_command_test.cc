@@ -1,0 +1,167 @@
+#include "client/call/call_command.h"
+
+#include <cstdio>
+#include <cstring>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "client/call/npy.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/alibi.h"
+#include "tests/client/fake_server.h"
+
+namespace flashbias::client {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class CallCommandTest : public testing::Test {
+ protected:
+  CallCommandTest()
+      : server_([this](int, grpc::ServerContext*, const v1::AttendRequest& request,
+                       v1::AttendResponse* response) {
+          received_ = request;
+          return Echo(request, response);
+        }) {}
+  ~CallCommandTest() override {
+    for (const std::string& path : written_) std::remove(path.c_str());
+  }
+
+  // A path that is removed at the end.
+  std::string Path(const std::string& name) {
+    written_.push_back(testing::TempDir() + "call_command_test_" + name);
+    return written_.back();
+  }
+
+  template <typename T>
+  std::string Write(const std::string& name, NpyType type, const std::vector<int64_t>& shape,
+                    const std::vector<T>& values) {
+    const std::string path = Path(name);
+    const absl::string_view bytes(reinterpret_cast<const char*>(values.data()),
+                                  values.size() * sizeof(T));
+    EXPECT_TRUE(WriteNpy(path, type, shape, bytes).ok());
+    return path;
+  }
+
+  // A command over files of 2 queries, 3 keys, 2 heads, head_dim 2.
+  CallCommand Command() {
+    CallCommand command{.target = server_.target()};
+    command.q = Write<float>("q", NpyType::kFloat32, {2, 2, 2}, {1, 2, 3, 4, 5, 6, 7, 8});
+    command.k = Write<float>("k", NpyType::kFloat32, {3, 2, 2}, std::vector<float>(12, 1));
+    command.v = Write<float>("v", NpyType::kFloat32, {3, 2, 2}, std::vector<float>(12, 2));
+    return command;
+  }
+
+  absl::Status Run(const CallCommand& command) {
+    if (absl::Status status = CheckCallCommand(command); !status.ok()) return status;
+    return RunCallCommand(command, out_);
+  }
+
+  std::vector<std::string> written_;
+  v1::AttendRequest received_;
+  std::ostringstream out_;
+  FakeServer server_;
+};
+
+TEST_F(CallCommandTest, SendsTheFilesAndWritesTheAnswer) {
+  CallCommand command = Command();
+  command.alibi = Write<double>("slopes", NpyType::kFloat64, {2}, {0.5, 0.25});
+  command.causal = false;
+  command.left_window = 2;
+  command.query_start = {7};
+  command.eps = 0;
+  command.out = Path("o");
+  command.lse = Path("lse");
+  ASSERT_TRUE(Run(command).ok());
+  EXPECT_EQ(received_.mask(), v1::MASK_FULL);
+  EXPECT_EQ(received_.left_window(), 2);
+  EXPECT_THAT(received_.query_start(), ElementsAre(7));
+  float slopes[2];
+  ASSERT_EQ(received_.alibi().slopes().data().size(), sizeof(slopes));
+  std::memcpy(slopes, received_.alibi().slopes().data().data(), sizeof(slopes));
+  EXPECT_THAT(slopes, ElementsAre(0.5f, 0.25f));
+  const auto o = ReadNpy(command.out);
+  ASSERT_TRUE(o.ok()) << o.status();
+  EXPECT_EQ(o->type, NpyType::kFloat32);
+  EXPECT_EQ(o->shape, (std::vector<int64_t>{2, 2, 2}));
+  EXPECT_EQ(o->data, received_.q().data());
+  const auto lse = ReadNpy(command.lse);
+  ASSERT_TRUE(lse.ok()) << lse.status();
+  EXPECT_EQ(lse->shape, (std::vector<int64_t>{2, 2}));
+  EXPECT_EQ(out_.str(), "");
+}
+
+TEST_F(CallCommandTest, NamedSlopesAndConversionToTheWire) {
+  CallCommand command = Command();
+  command.alibi = "standard";
+  command.dtype = DType::kBFloat16;
+  command.out = Path("o");
+  ASSERT_TRUE(Run(command).ok());
+  EXPECT_EQ(received_.q().dtype(), v1::DTYPE_BFLOAT16);
+  EXPECT_EQ(received_.mask(), v1::MASK_CAUSAL);
+  const std::vector<float> slopes = StandardAlibiSlopes(2);
+  EXPECT_EQ(0, std::memcmp(received_.alibi().slopes().data().data(), slopes.data(), 8));
+  const auto o = ReadNpy(command.out);
+  ASSERT_TRUE(o.ok());
+  EXPECT_EQ(o->type, NpyType::kFloat32);
+}
+
+TEST_F(CallCommandTest, LowRankFactors) {
+  CallCommand command = Command();
+  command.phi_q = Write<float>("phi_q", NpyType::kFloat32, {2, 1, 1}, {1, 2});
+  command.phi_k = Write<float>("phi_k", NpyType::kFloat32, {3, 2, 1}, {1, 2, 3, 4, 5, 6});
+  ASSERT_TRUE(Run(command).ok());
+  EXPECT_THAT(received_.low_rank().phi_k().shape(), ElementsAre(3, 2, 1));
+}
+
+TEST_F(CallCommandTest, DemoMakesItsOwnInputAndPrints) {
+  ASSERT_TRUE(Run({.target = server_.target(), .demo = true, .demo_len = 4}).ok());
+  EXPECT_THAT(received_.q().shape(), ElementsAre(4, 50, 32));
+  EXPECT_EQ(received_.q().dtype(), v1::DTYPE_FLOAT16);
+  const std::vector<float> slopes = SeedAlibiSlopes(50);
+  EXPECT_EQ(0, std::memcmp(received_.alibi().slopes().data().data(), slopes.data(), 200));
+  EXPECT_THAT(out_.str(), HasSubstr("float16 [4, 50, 32]"));
+  EXPECT_THAT(out_.str(), HasSubstr("compute 250ms"));
+  EXPECT_THAT(out_.str(), HasSubstr("lse    begins 0 1 2"));
+}
+
+TEST_F(CallCommandTest, ErrorsNameTheFlagOrTheFile) {
+  const auto message = [this](const CallCommand& command) {
+    const absl::Status status = Run(command);
+    EXPECT_FALSE(status.ok());
+    return std::string(status.message());
+  };
+  CallCommand command = Command();
+  command.v = "";
+  EXPECT_THAT(message(command), HasSubstr("--v is missing"));
+  command = Command();
+  command.phi_q = "x";
+  EXPECT_THAT(message(command), HasSubstr("--phi_k"));
+  command.phi_k = "y";
+  command.alibi = "seed";
+  EXPECT_THAT(message(command), HasSubstr("exclude"));
+  command = Command();
+  command.demo = true;
+  EXPECT_THAT(message(command), HasSubstr("--demo"));
+  command = Command();
+  command.q_lens = {2};
+  EXPECT_THAT(message(command), HasSubstr("--kv_lens"));
+  command = Command();
+  command.alibi = Write<float>("slopes", NpyType::kFloat32, {3}, {1, 2, 3});
+  EXPECT_THAT(message(command), HasSubstr(command.alibi + ": shape [3] is for 3 heads"));
+  command = Command();
+  command.k = Write<int64_t>("k", NpyType::kFloat64, {1}, {1});
+  EXPECT_THAT(message(command), HasSubstr(command.k + ": float64"));
+  command = Command();
+  command.k = command.q;
+  EXPECT_THAT(message(command), HasSubstr("v.shape"));
+  command = Command();
+  command.out = "/nowhere/o.npy";
+  EXPECT_THAT(message(command), HasSubstr("/nowhere/o.npy"));
+}
+
+}  // namespace
+}  // namespace flashbias::client

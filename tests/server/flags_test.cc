@@ -1,0 +1,102 @@
+#include "server/flags.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "absl/flags/commandlineflag.h"
+#include "absl/flags/reflection.h"
+
+namespace flashbias::server {
+namespace {
+
+using testing::HasSubstr;
+
+class FlagsTest : public testing::Test {
+ protected:
+  static void Set(const char* name, const char* value) {
+    absl::CommandLineFlag* const flag = absl::FindCommandLineFlag(name);
+    ASSERT_NE(flag, nullptr) << name;
+    std::string error;
+    ASSERT_TRUE(flag->ParseFrom(value, &error)) << error;
+  }
+
+ private:
+  const absl::FlagSaver saver_;
+};
+
+TEST_F(FlagsTest, DefaultsAreThoseOfTheOptions) {
+  const auto options = OptionsFromFlags();
+  ASSERT_TRUE(options.ok()) << options.status();
+  const ServerOptions defaults;
+  EXPECT_EQ(options->server.listen_address, defaults.listen_address);
+  EXPECT_EQ(options->server.metrics_address, defaults.metrics_address);
+  EXPECT_EQ(options->server.max_message_bytes, defaults.max_message_bytes);
+  EXPECT_EQ(options->server.scheduler.batch.max_work, defaults.scheduler.batch.max_work);
+  EXPECT_EQ(options->backend.kind, "auto");
+  EXPECT_EQ(options->drain_timeout, absl::Seconds(30));
+}
+
+TEST_F(FlagsTest, EveryFlagReachesItsOption) {
+  Set("listen_address", "127.0.0.1:1");
+  Set("metrics_address", "127.0.0.1:2");
+  Set("port_file", "/tmp/ports");
+  Set("reflection", "false");
+  Set("backend", "cpu");
+  Set("cpu_threads", "3");
+  Set("max_queue_requests", "4");
+  Set("max_queue_bytes", "5");
+  Set("max_queue_delay", "6ms");
+  Set("max_batch_work", "7");
+  Set("max_batch_bytes", "8");
+  Set("max_batch_requests", "9");
+  Set("max_message_bytes", "1025");
+  Set("max_sequences", "11");
+  Set("max_concurrent_streams", "12");
+  Set("keepalive_time", "13s");
+  Set("keepalive_timeout", "14s");
+  Set("min_ping_interval", "15s");
+  Set("drain_timeout", "16s");
+  Set("log_level", "debug");
+  Set("log_format", "json");
+  const auto options = OptionsFromFlags();
+  ASSERT_TRUE(options.ok()) << options.status();
+  const ServerOptions& server = options->server;
+  EXPECT_EQ(server.listen_address, "127.0.0.1:1");
+  EXPECT_EQ(server.metrics_address, "127.0.0.1:2");
+  EXPECT_EQ(options->port_file, "/tmp/ports");
+  EXPECT_FALSE(server.reflection);
+  EXPECT_EQ(options->backend.kind, "cpu");
+  EXPECT_EQ(options->backend.cpu_threads, 3);
+  EXPECT_EQ(server.scheduler.max_queue_requests, 4);
+  EXPECT_EQ(server.scheduler.max_queue_bytes, 5);
+  EXPECT_EQ(server.scheduler.batch.max_queue_delay, absl::Milliseconds(6));
+  EXPECT_EQ(server.scheduler.batch.max_work, 7);
+  EXPECT_EQ(server.scheduler.batch.max_bytes, 8);
+  EXPECT_EQ(server.scheduler.batch.max_requests, 9);
+  EXPECT_EQ(server.max_message_bytes, 1025);
+  EXPECT_EQ(server.max_sequences, 11);
+  EXPECT_EQ(server.max_concurrent_streams, 12);
+  EXPECT_EQ(server.keepalive_time, absl::Seconds(13));
+  EXPECT_EQ(server.keepalive_timeout, absl::Seconds(14));
+  EXPECT_EQ(server.min_ping_interval, absl::Seconds(15));
+  EXPECT_EQ(options->drain_timeout, absl::Seconds(16));
+  EXPECT_EQ(options->log_level, LogLevel::kDebug);
+  EXPECT_EQ(options->log_format, LogFormat::kJson);
+}
+
+TEST_F(FlagsTest, BadValuesAreNamed) {
+  const auto error_with = [](const char* name, const char* value) {
+    const absl::FlagSaver saver;
+    Set(name, value);
+    return std::string(OptionsFromFlags().status().message());
+  };
+  EXPECT_THAT(error_with("log_level", "loud"), HasSubstr("log_level is 'loud'; accepted: debug"));
+  EXPECT_THAT(error_with("log_format", "xml"), HasSubstr("log_format is 'xml'; accepted: text"));
+  EXPECT_THAT(error_with("drain_timeout", "-1s"), HasSubstr("drain_timeout is -1s"));
+  EXPECT_THAT(error_with("max_batch_work", "0"), HasSubstr("max_batch_work is 0"));
+}
+
+}  // namespace
+}  // namespace flashbias::server

@@ -1,0 +1,141 @@
+#include "server/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "server/metrics_endpoint.h"
+#include "tests/server/http_get.h"
+
+namespace flashbias::server {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
+  const Metrics metrics("1.2.3", "cpu");
+  const std::string text = metrics.Serialize();
+  for (const char* type : {
+           "flashbias_requests_total counter",
+           "flashbias_request_duration_seconds histogram",
+           "flashbias_stage_duration_seconds histogram",
+           "flashbias_batch_requests histogram",
+           "flashbias_batch_work histogram",
+           "flashbias_batch_tokens histogram",
+           "flashbias_request_bytes histogram",
+           "flashbias_response_bytes histogram",
+           "flashbias_rejected_total counter",
+           "flashbias_cancelled_total counter",
+           "flashbias_queue_requests gauge",
+           "flashbias_queue_bytes gauge",
+           "flashbias_inflight_requests gauge",
+           "flashbias_tiles_computed_total counter",
+           "flashbias_tiles_skipped_total counter",
+           "flashbias_received_bytes_total counter",
+           "flashbias_sent_bytes_total counter",
+           "flashbias_build_info gauge",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string("# TYPE ") + type + "\n"));
+  }
+  for (const char* line : {
+           "flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"grpc\"} 0",
+           "flashbias_requests_total{code=\"INVALID_ARGUMENT\",method=\"GetServerInfo\","
+           "transport=\"grpc\"} 0",
+           "flashbias_request_duration_seconds_count{method=\"Attend\",transport=\"grpc\"} 0",
+           "flashbias_stage_duration_seconds_count{stage=\"receive\"} 0",
+           "flashbias_stage_duration_seconds_count{stage=\"queue\"} 0",
+           "flashbias_stage_duration_seconds_count{stage=\"compute\"} 0",
+           "flashbias_stage_duration_seconds_count{stage=\"send\"} 0",
+           "flashbias_rejected_total{reason=\"queue\"} 0",
+           "flashbias_rejected_total{reason=\"deadline\"} 0",
+           "flashbias_rejected_total{reason=\"invalid\"} 0",
+           "flashbias_rejected_total{reason=\"draining\"} 0",
+           "flashbias_rejected_total{reason=\"memory\"} 0",
+           "flashbias_cancelled_total{where=\"queue\"} 0",
+           "flashbias_cancelled_total{where=\"running\"} 0",
+           "flashbias_queue_requests 0",
+           "flashbias_build_info{backend=\"cpu\",version=\"1.2.3\"} 1",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
+  }
+}
+
+TEST(MetricsTest, BucketsReachFromHundredMicrosecondsToAMinute) {
+  Metrics metrics("1", "cpu");
+  metrics.StageFinished(Stage::kCompute, absl::Microseconds(100));
+  metrics.StageFinished(Stage::kCompute, absl::Seconds(59));
+  metrics.StageFinished(Stage::kCompute, absl::Seconds(61));
+  const std::string text = metrics.Serialize();
+  const std::string bucket = "flashbias_stage_duration_seconds_bucket{stage=\"compute\",le=";
+  EXPECT_THAT(text, HasSubstr(bucket + "\"0.0001\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr(bucket + "\"60\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr(bucket + "\"+Inf\"} 3\n"));
+}
+
+TEST(MetricsTest, EverythingIsCountedWhereItBelongs) {
+  Metrics metrics("1", "cpu");
+  metrics.CallStarted();
+  metrics.CallStarted();
+  EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_inflight_requests 2\n"));
+  metrics.CallFinished(Method::kAttend, absl::StatusCode::kOk, absl::Milliseconds(2));
+  metrics.CallFinished(Method::kGetServerInfo, absl::StatusCode::kUnavailable, absl::Seconds(1));
+  metrics.StageFinished(Stage::kQueue, absl::Milliseconds(500));
+  metrics.BatchStarted(3, 4000, 50);
+  metrics.Rejected(RejectReason::kMemory);
+  metrics.Cancelled(CancelWhere::kRunning);
+  metrics.SetQueue(7, 1 << 30);
+  metrics.TilesFinished(11, 22);
+  metrics.ReceivedMessage(int64_t{3} << 32);
+  metrics.SentMessage(5);
+  const std::string text = metrics.Serialize();
+  for (const char* line : {
+           "flashbias_inflight_requests 0",
+           "flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"grpc\"} 1",
+           "flashbias_requests_total{code=\"UNAVAILABLE\",method=\"GetServerInfo\","
+           "transport=\"grpc\"} 1",
+           "flashbias_request_duration_seconds_sum{method=\"Attend\",transport=\"grpc\"} 0.002",
+           "flashbias_stage_duration_seconds_sum{stage=\"queue\"} 0.5",
+           "flashbias_batch_requests_sum 3",
+           "flashbias_batch_work_sum 4000",
+           "flashbias_batch_tokens_sum 50",
+           "flashbias_rejected_total{reason=\"memory\"} 1",
+           "flashbias_cancelled_total{where=\"running\"} 1",
+           "flashbias_queue_requests 7",
+           "flashbias_queue_bytes 1073741824",
+           "flashbias_tiles_computed_total 11",
+           "flashbias_tiles_skipped_total 22",
+           "flashbias_received_bytes_total 12884901888",
+           "flashbias_request_bytes_count 1",
+           "flashbias_sent_bytes_total 5",
+           "flashbias_response_bytes_sum 5",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
+  }
+}
+
+TEST(MetricsEndpointTest, ServesWhatIsCounted) {
+  Metrics metrics("1", "cpu");
+  const auto endpoint = MetricsEndpoint::Create("127.0.0.1:0", metrics);
+  ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+  ASSERT_GT((*endpoint)->port(), 0);
+  metrics.SetQueue(41, 42);
+  const std::string answer = HttpGet((*endpoint)->port(), "/metrics");
+  EXPECT_THAT(answer, HasSubstr(" 200 OK"));
+  EXPECT_THAT(answer, HasSubstr("\nflashbias_queue_requests 41\n"));
+  EXPECT_THAT(HttpGet((*endpoint)->port(), "/other"), Not(HasSubstr("flashbias_")));
+}
+
+TEST(MetricsEndpointTest, ATakenAddressIsNamed) {
+  const Metrics metrics("1", "cpu");
+  const auto first = MetricsEndpoint::Create("127.0.0.1:0", metrics);
+  ASSERT_TRUE(first.ok());
+  const std::string address = "127.0.0.1:" + std::to_string((*first)->port());
+  const auto second = MetricsEndpoint::Create(address, metrics);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(address));
+}
+
+}  // namespace
+}  // namespace flashbias::server

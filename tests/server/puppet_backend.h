@@ -1,0 +1,126 @@
+// A backend that does what a test says: runs stay in flight until the test ends them.
+//
+// Thread-safe. Results come from the fp64 reference where a run ends well, so that a whole service
+// over a puppet gives true answers. The puppet must outlive its runs.
+#ifndef FLASHBIAS_TESTS_SERVER_PUPPET_BACKEND_H_
+#define FLASHBIAS_TESTS_SERVER_PUPPET_BACKEND_H_
+
+#include <cassert>
+#include <cstdint>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kernels/attention_backend.h"
+#include "kernels/reference/reference_attention.h"
+
+namespace flashbias::server {
+
+class PuppetBackend final : public AttentionBackend {
+ public:
+  explicit PuppetBackend(int slots) {
+    info_.name = "puppet";
+    info_.devices = {"a puppet"};
+    info_.dtypes = {DType::kFloat16, DType::kFloat32};
+    info_.fast_head_dims = {32, 64, 128};
+    info_.max_concurrent_runs = slots;
+  }
+  // With automatic on, a run ends well within the call to Run.
+  void set_automatic(bool automatic) {
+    absl::MutexLock lock(&mutex_);
+    automatic_ = automatic;
+  }
+
+  const BackendInfo& info() const override { return info_; }
+
+  void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
+           Done done) override {
+    RunInFlight run{.problems = problems, .stats = stats, .done = std::move(done)};
+    bool automatic;
+    {
+      absl::MutexLock lock(&mutex_);
+      automatic = automatic_;
+      sizes_.push_back(problems.size());
+      if (!automatic) runs_.push_back(std::move(run));
+    }
+    if (automatic) End(std::move(run), absl::OkStatus());
+  }
+
+  // Ends the oldest run in flight. REQUIRES: there is one.
+  void EndRun(const absl::Status& status = absl::OkStatus()) {
+    RunInFlight run;
+    {
+      absl::MutexLock lock(&mutex_);
+      assert(!runs_.empty());
+      run = std::move(runs_.front());
+      runs_.pop_front();
+    }
+    End(std::move(run), status);
+  }
+
+  // Number of problems of each run so far, in order.
+  std::vector<size_t> run_sizes() const {
+    absl::MutexLock lock(&mutex_);
+    return sizes_;
+  }
+  size_t runs_in_flight() const {
+    absl::MutexLock lock(&mutex_);
+    return runs_.size();
+  }
+  // Whether that many runs are in flight within ten seconds; for tests with real threads.
+  bool WaitForRunsInFlight(size_t count) {
+    absl::MutexLock lock(&mutex_);
+    const auto reached = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return runs_.size() >= count; };
+    return mutex_.AwaitWithTimeout(absl::Condition(&reached), absl::Seconds(10));
+  }
+
+ private:
+  struct RunInFlight {
+    absl::Span<const AttentionProblem> problems;
+    absl::Span<ProblemStats> stats;
+    Done done;
+  };
+
+  static void Compute(const AttentionProblem& problem) {
+    for (size_t s = 0; s < problem.sequences.size(); ++s) {
+      const Sequence& sequence = problem.sequences[s];
+      for (int64_t row = 0; row < sequence.q_len; ++row) {
+        for (int head = 0; head < problem.num_q_heads; ++head) {
+          const ReferenceRow answer =
+              ReferenceAttentionRow(problem, static_cast<int64_t>(s), row, head);
+          const int64_t at = (sequence.q_begin + row) * problem.num_q_heads + head;
+          for (int d = 0; d < problem.head_dim; ++d) {
+            StoreElement(problem.dtype, problem.o, at * problem.head_dim + d,
+                         static_cast<float>(answer.o[static_cast<size_t>(d)]));
+          }
+          if (problem.lse != nullptr) problem.lse[at] = static_cast<float>(answer.lse);
+        }
+      }
+    }
+  }
+
+  static void End(RunInFlight run, const absl::Status& status) {
+    for (size_t n = 0; status.ok() && n < run.problems.size(); ++n) {
+      // Small requests only; a scheduler test's problems have no tensors at all.
+      if (run.problems[n].q != nullptr) Compute(run.problems[n]);
+      run.stats[n] = {.tiles_computed = 10, .tiles_skipped = 3};
+    }
+    std::move(run.done)(status);
+  }
+
+  BackendInfo info_;
+  mutable absl::Mutex mutex_;
+  bool automatic_ ABSL_GUARDED_BY(mutex_) = false;
+  std::deque<RunInFlight> runs_ ABSL_GUARDED_BY(mutex_);
+  std::vector<size_t> sizes_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_TESTS_SERVER_PUPPET_BACKEND_H_
