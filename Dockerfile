@@ -22,7 +22,7 @@ RUN cmake --preset release -DFLASHBIAS_BUILD_TESTS=OFF -DFLASHBIAS_BUILD_BENCHMA
  && strip /programs/*
 # The packages that own the shared libraries which the programs load.
 RUN ldd /programs/* | awk '$2 == "=>" && $3 ~ /^\// {print $1}' | sort -u \
-  | while read -r library; do dpkg-query --search "*/$library"; done \
+  | while read -r library; do dpkg-query --search "*/$(gcc -print-multiarch)/$library"; done \
   | cut -d: -f1 | sort -u > /runtime-packages
 
 FROM ${RUNTIME_IMAGE}
