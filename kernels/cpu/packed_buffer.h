@@ -16,10 +16,10 @@ namespace flashbias::cpu {
 
 class PackedBuffer {
  public:
-  // Memory for `count` floats, uninitialised, aligned to 2 MiB; valid until the next call. Null
-  // when there is no memory.
+  // Memory for `count` floats (0 is legal), uninitialised, aligned to 2 MiB; valid until the next
+  // call. Null only when there is no memory.
   float* Reserve(size_t count) {
-    const size_t bytes = (count * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage;
+    const size_t bytes = (count * sizeof(float) + kHugePage) / kHugePage * kHugePage;
     if (bytes <= bytes_) return memory_.get();
     memory_.reset();
     bytes_ = 0;
