@@ -1,4 +1,5 @@
 // flashbias-load: sends attention requests in a closed loop and reports. Flags and wiring only.
+#include <malloc.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -253,5 +254,10 @@ int Main(absl::Span<const char* const> arguments) {
 int main(int argc, char** argv) {
   // Debian's gRPC carries abseil's deadlock detector switched on; it slows every lock.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+  // Messages come and go by the megabyte; pages that are handed back cost a fault each to get
+  // again.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 2'000'000'000);
+  mallopt(M_TOP_PAD, 64 << 20);
   return flashbias::client::Main({argv + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)});
 }
