@@ -31,10 +31,11 @@ void Executor::Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) {
     running_.push_back(std::move(batch));
   }
   const absl::Time start = clock_->Now();
-  backend_->Run(running->problems(), running->stats(),
-                [this, running, start, freed = std::move(slot_freed)](absl::Status status) mutable {
-                  OnDone(running, start, status, std::move(freed));
-                });
+  backend_->Run(
+      running->problems(), running->stats(),
+      [this, running, start, freed = std::move(slot_freed)](const absl::Status& status) mutable {
+        OnDone(running, start, status, std::move(freed));
+      });
 }
 
 void Executor::OnDone(Batch* running, absl::Time start, const absl::Status& status,
