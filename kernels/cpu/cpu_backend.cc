@@ -60,7 +60,8 @@ class CpuBackend final : public AttentionBackend {
     info_.devices = {absl::StrCat(cpu::InstructionSet(), ", ", num_threads, " threads")};
     info_.dtypes = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
     info_.fast_head_dims = {32, 64, 128};
-    info_.max_concurrent_runs = 2;  // one computes, one waits ready behind it
+    // A second run would only wait behind the first, where nothing can join it or drop out.
+    info_.max_concurrent_runs = 1;
   }
 
   ~CpuBackend() override {
