@@ -11,18 +11,28 @@ float NormOrInfinity(float norm) {
   return std::isnan(norm) ? std::numeric_limits<float>::infinity() : norm;
 }
 
-}  // namespace
-
-KeyRange AdmittedKeys(const Sequence& sequence, const Mask& mask, int64_t q_row) {
-  const int64_t position = sequence.query_start + q_row - sequence.key_start;  // in key rows
+// The union over rows first .. last: both ends of a row's range grow with the row.
+KeyRange AdmittedKeys(const Sequence& sequence, const Mask& mask, int64_t first, int64_t last) {
+  const int64_t offset = sequence.query_start - sequence.key_start;  // positions in key rows
   KeyRange range{.begin = 0, .end = sequence.kv_len};
-  if (mask.causal) range.end = std::min(range.end, position + 1);
+  if (mask.causal) range.end = std::min(range.end, offset + last + 1);
   // A window wider than any distance admits everything; the test keeps the sum in range.
   if (mask.left_window > 0 && mask.left_window <= 4 * kMaxPosition) {
-    range.begin = std::max(range.begin, position - mask.left_window + 1);
+    range.begin = std::max(range.begin, offset + first - mask.left_window + 1);
   }
   if (range.begin >= range.end) return KeyRange{};
   return range;
+}
+
+}  // namespace
+
+KeyRange AdmittedKeys(const Sequence& sequence, const Mask& mask, int64_t q_row) {
+  return AdmittedKeys(sequence, mask, q_row, q_row);
+}
+
+KeyRange AdmittedKeysOfAnyRow(const Sequence& sequence, const Mask& mask) {
+  if (sequence.q_len == 0) return KeyRange{};
+  return AdmittedKeys(sequence, mask, 0, sequence.q_len - 1);
 }
 
 SkipTable MakeSkipTable(absl::Span<const float> tile_max) {

@@ -38,6 +38,9 @@ struct KeyRange {
 // The keys that the mask admits for query row `q_row` (0-based in the sequence).
 KeyRange AdmittedKeys(const Sequence& sequence, const Mask& mask, int64_t q_row);
 
+// The keys that the mask admits for any query row of the sequence.
+KeyRange AdmittedKeysOfAnyRow(const Sequence& sequence, const Mask& mask);
+
 // Running maxima of |k| over the key tiles of one sequence and one key/value head.
 struct SkipTable {
   std::vector<float> prefix_max;  // [num_kv_tiles]: over tiles 0 .. t
@@ -54,8 +57,6 @@ class SkipBound {
   // s <= 0, NaN or infinity in s, and eps = 0 give a bound that keeps every key. `two_sided` is
   // true where a row may have admitted keys on both sides.
   SkipBound(float slope, float eps, bool two_sided);
-
-  bool enabled() const { return enabled_; }
 
   // True only if keys with |k| <= max_k_norm, on one side of the row, hold at most their share of
   // eps of the row's mass. Logits are natural-log and relative: all of them shifted by

@@ -9,10 +9,11 @@
 namespace flashbias {
 namespace {
 
-// Farthest key that holds mass for a row of unit-variance logits, which stay within 12 nats.
+// Farthest key that holds mass for a row of unit-variance logits, which stay within 12 nats; at
+// least a tile of keys, which is computed whole.
 double ExpectedReach(double slope, double eps) {
   if (!(slope > 0) || !(eps > 0)) return std::numeric_limits<double>::infinity();
-  return (12.0 - std::log(eps)) / slope;
+  return std::max(64.0, (12.0 - std::log(eps)) / slope);
 }
 
 }  // namespace

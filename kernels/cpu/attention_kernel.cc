@@ -40,7 +40,8 @@ struct TaskRun {
   const SkipTable* skip_table;
   Workspace& ws;
   int kv_head;
-  size_t rank;  // of a low-rank bias, else 0
+  size_t rank;      // of a low-rank bias, else 0
+  int factor_head;  // of phi_k
   size_t num_rows;
   size_t num_groups;
   // Union of the admitted keys over each group's rows.
@@ -56,9 +57,15 @@ HWY_INLINE int64_t ReferenceKey(KeyRange keys, int64_t position, double slope) {
   return std::abs(position - keys.begin) >= std::abs(position - last) ? keys.begin : last;
 }
 
+// What a float cannot hold becomes the largest one: infinity times a distance of 0 would be NaN.
+HWY_INLINE float ToFiniteFloat(double value) {
+  constexpr double kMax = std::numeric_limits<float>::max();
+  return static_cast<float>(std::clamp(value, -kMax, kMax));
+}
+
 HWY_INLINE void PrepareAlibiRow(const AttentionProblem& problem, float slope, int64_t position,
                                 RowState& row) {
-  row.neg_slope_log2 = static_cast<float>(-static_cast<double>(slope) * kLog2E);
+  row.neg_slope_log2 = ToFiniteFloat(-static_cast<double>(slope) * kLog2E);
   row.bound = SkipBound(slope, problem.eps, /*two_sided=*/!problem.mask.causal);
   if (row.keys.begin >= row.keys.end) return;
   const int64_t distance = std::abs(position - ReferenceKey(row.keys, position, slope));
@@ -67,15 +74,26 @@ HWY_INLINE void PrepareAlibiRow(const AttentionProblem& problem, float slope, in
   row.reference_bias = -static_cast<double>(slope) * static_cast<double>(distance);
 }
 
-// <phi_q, phi_k[key]> in double.
-HWY_INLINE double FactorProduct(const LowRankBias& bias, const float* phi_q, int64_t kv_row,
-                                int head) {
-  const char* phi_k = PhiKeyRow(bias, kv_row, head);
+// <phi_q, centre of the tile> in double.
+HWY_INLINE double CentreProduct(const TaskRun& run, const float* HWY_RESTRICT phi_q, int64_t tile) {
+  const float* HWY_RESTRICT centre =
+      run.packed.FactorCentre(run.factor_head, tile, static_cast<int>(run.rank));
   double sum = 0;
-  for (int i = 0; i < bias.rank; ++i) {
-    sum += static_cast<double>(phi_q[i]) * static_cast<double>(LoadElement(bias.dtype, phi_k, i));
+  for (size_t i = 0; i < run.rank; ++i) {
+    sum += static_cast<double>(phi_q[i]) * static_cast<double>(centre[i]);
   }
   return sum;
+}
+
+// The largest bias that a tile's centre gives the row: scores relative to it are small where the
+// softmax mass is.
+HWY_INLINE double ReferenceBias(const TaskRun& run, const float* HWY_RESTRICT phi_q,
+                                KeyRange keys) {
+  double largest = -std::numeric_limits<double>::infinity();
+  for (int64_t tile = keys.begin / kKeyTile; tile * kKeyTile < keys.end; ++tile) {
+    largest = std::max(largest, CentreProduct(run, phi_q, tile));
+  }
+  return std::isfinite(largest) ? largest : 0;
 }
 
 // Fills the row states and packs q.
@@ -84,7 +102,7 @@ HWY_INLINE void PrepareRows(TaskRun& run) {
   const Sequence& sequence = run.sequence;
   Workspace& ws = run.ws;
   const size_t rank = run.rank;
-  const auto q_factor = static_cast<float>(problem.softmax_scale * kLog2E);
+  const float q_factor = ToFiniteFloat(problem.softmax_scale * kLog2E);
   const float* slopes =
       problem.bias_kind == BiasKind::kAlibi ? SlopesOf(problem, run.packed.sequence) : nullptr;
   for (size_t r = 0; r < run.num_rows; ++r) {
@@ -110,11 +128,7 @@ HWY_INLINE void PrepareRows(TaskRun& run) {
     if (slopes != nullptr) PrepareAlibiRow(problem, slopes[head], position, row);
     if (rank > 0) {
       LoadRow(problem.low_rank.dtype, PhiQueryRow(problem.low_rank, packed_row, head), rank, phi_q);
-      if (row.keys.begin < row.keys.end) {
-        const int64_t nearest = std::clamp(position, row.keys.begin, row.keys.end - 1);
-        row.reference_bias =
-            FactorProduct(problem.low_rank, phi_q, sequence.kv_begin + nearest, head);
-      }
+      row.reference_bias = ReferenceBias(run, phi_q, row.keys);
       std::copy_n(phi_q, rank, ws.phi_q[r].data());
       for (size_t i = 0; i < rank; ++i) phi_q[i] *= static_cast<float>(kLog2E);
     }
@@ -123,7 +137,7 @@ HWY_INLINE void PrepareRows(TaskRun& run) {
                        problem.head_dim),
             problem.head_dim, ws.row_buffer.get());
     row.q_norm = std::abs(static_cast<double>(problem.softmax_scale)) *
-                 std::sqrt(static_cast<double>(SquaredNorm(ws.row_buffer.get(), problem.head_dim)));
+                 static_cast<double>(NormAtLeast(ws.row_buffer.get(), problem.head_dim));
     PackQueryRow(phi_q, rank, ws.row_buffer.get(), problem.head_dim, q_factor, r, ws);
     ws.max_log2[r] = -std::numeric_limits<float>::infinity();
     ws.sum[r] = 0;
@@ -159,8 +173,9 @@ HWY_INLINE bool GroupIsDone(const TaskRun& run, size_t group, Side side, int64_t
   if (run.skip_table == nullptr) return false;
   const int64_t first = tile * kKeyTile;      // nearest key left on the right side
   const int64_t last = first + kKeyTile - 1;  // nearest key left on the left side
-  const double max_k_norm =
-      side == Side::kLeft ? run.skip_table->prefix_max[tile] : run.skip_table->suffix_max[tile];
+  const double max_k_norm = side == Side::kLeft
+                                ? run.skip_table->prefix_max[tile - run.packed.tile_begin]
+                                : run.skip_table->suffix_max[tile - run.packed.tile_begin];
   for (size_t r = group * kGroupRows; r < (group + 1) * kGroupRows; ++r) {
     const RowState& row = run.ws.rows[r];
     const bool none_left = side == Side::kLeft ? row.keys.begin > last : row.keys.end <= first;
@@ -206,13 +221,9 @@ HWY_INLINE GroupTile DescribeGroupTile(const TaskRun& run, size_t group, int64_t
       latest_begin > begin / static_cast<int64_t>(kPanel) * static_cast<int64_t>(kPanel) ||
       earliest_end < static_cast<int64_t>(RoundUp(result.end, kPanel));
   if (problem.bias_kind == BiasKind::kLowRank) {
-    const LowRankBias& bias = problem.low_rank;
     for (int n = 0; n < kGroupRows; ++n) {
       const size_t r = group * kGroupRows + n;
-      double product = 0;
-      for (int i = 0; i < bias.rank; ++i) {
-        product += static_cast<double>(run.ws.phi_q[r][i]) * static_cast<double>(run.ws.phi_mid[i]);
-      }
+      const double product = CentreProduct(run, run.ws.phi_q[r].data(), tile);
       result.constant[n] = static_cast<float>((product - run.ws.rows[r].reference_bias) * kLog2E);
     }
   }
@@ -241,19 +252,20 @@ HWY_INLINE void ComputeGroup(TaskRun& run, size_t group, int64_t tile, const Til
   }
 }
 
-// The packed tile, and for a low-rank bias the factors of its middle key.
-HWY_INLINE TileData ReadTile(TaskRun& run, int64_t tile) {
-  TileData data{.keys = run.packed.KeyTile(run.kv_head, tile),
-                .values = run.packed.ValueTile(run.kv_head, tile),
-                .factors = nullptr};
-  if (run.rank > 0) {
-    const LowRankBias& bias = run.problem.low_rank;
-    const int head = bias.phi_k_heads == 1 ? 0 : run.task.head_begin;
-    data.factors = run.packed.FactorTile(head, tile);
-    LoadRow(bias.dtype, PhiKeyRow(bias, MiddleKey(run.sequence, tile), head), run.rank,
-            run.ws.phi_mid.get());
+// Whether any row of the group admits a key of [begin, end). The union of its rows' keys may: rows
+// of two heads with a window leave a hole in it.
+HWY_INLINE bool GroupAdmits(const TaskRun& run, size_t group, int64_t begin, int64_t end) {
+  for (size_t r = group * kGroupRows; r < (group + 1) * kGroupRows; ++r) {
+    const KeyRange& keys = run.ws.rows[r].keys;
+    if (keys.begin < std::min(keys.end, end) && keys.end > begin) return true;
   }
-  return data;
+  return false;
+}
+
+HWY_INLINE TileData ReadTile(const TaskRun& run, int64_t tile) {
+  return {.keys = run.packed.KeyTile(run.kv_head, tile),
+          .values = run.packed.ValueTile(run.kv_head, tile),
+          .factors = run.rank > 0 ? run.packed.FactorTile(run.factor_head, tile) : nullptr};
 }
 
 // Walks the key tiles first, first + step, .. until `last` (inclusive). Returns how many any group
@@ -279,7 +291,7 @@ HWY_INLINE int64_t WalkTiles(TaskRun& run, Side side, int64_t first, int64_t las
       done[g] = !starts_later && GroupIsDone(run, g, side, tile);
       if (done[g]) continue;
       any_left = true;
-      if (!starts_later) needed[num_needed++] = g;
+      if (!starts_later && GroupAdmits(run, g, begin, end)) needed[num_needed++] = g;
     }
     if (!any_left) break;
     if (num_needed == 0) continue;
@@ -302,7 +314,8 @@ HWY_INLINE void WriteResults(const TaskRun& run) {
     const bool empty = sum == 0;
     const Vec inverse = hn::Set(d, empty ? 0.0f : static_cast<float>(1.0 / sum));
     for (size_t i = 0; i < padded; i += kLanes) {
-      hn::Store(hn::Mul(hn::Load(d, o + i), inverse), d, o + i);
+      // Not a product with 0: rows of the same group may have left NaN here.
+      hn::Store(empty ? hn::Zero(d) : hn::Mul(hn::Load(d, o + i), inverse), d, o + i);
     }
     const RowState& row = run.ws.rows[r];
     StoreRow(problem.dtype, o, problem.head_dim,
@@ -328,6 +341,7 @@ TaskStats ComputeAttentionTask(const AttentionProblem& problem, const PackedSequ
               .ws = ws,
               .kv_head = task.head_begin / (problem.num_q_heads / problem.num_kv_heads),
               .rank = FactorRank(problem),
+              .factor_head = problem.low_rank.phi_k_heads == 1 ? 0 : task.head_begin,
               .num_rows = static_cast<size_t>(task.head_count) * task.q_count,
               .num_groups = 0,
               .group_keys = {}};

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -52,17 +53,24 @@ float* AssignMemory(float* memory, PackedSequence& packed) {
   return end;
 }
 
+BackendInfo DescribeBackend(int num_threads) {
+  BackendInfo info;
+  info.name = "cpu";
+  info.devices = {absl::StrCat(cpu::InstructionSet(), ", ", num_threads, " threads")};
+  info.dtypes = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
+  info.fast_head_dims = {32, 64, 128};
+  // A second run would only wait behind the first, where nothing can join it or drop out.
+  info.max_concurrent_runs = 1;
+  return info;
+}
+
 class CpuBackend final : public AttentionBackend {
  public:
-  explicit CpuBackend(int num_threads)
-      : workspaces_(num_threads), arena_(num_threads), runner_([this] { RunLoop(); }) {
-    info_.name = "cpu";
-    info_.devices = {absl::StrCat(cpu::InstructionSet(), ", ", num_threads, " threads")};
-    info_.dtypes = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
-    info_.fast_head_dims = {32, 64, 128};
-    // A second run would only wait behind the first, where nothing can join it or drop out.
-    info_.max_concurrent_runs = 1;
-  }
+  explicit CpuBackend(std::vector<Workspace> workspaces)
+      : info_(DescribeBackend(static_cast<int>(workspaces.size()))),
+        workspaces_(std::move(workspaces)),
+        arena_(static_cast<int>(workspaces_.size())),
+        runner_([this] { RunLoop(); }) {}
 
   ~CpuBackend() override {
     {
@@ -99,7 +107,13 @@ class CpuBackend final : public AttentionBackend {
         pending_.pop_front();
       }
       absl::Status status;
-      arena_.execute([&] { status = Compute(run.problems, run.stats); });
+      try {
+        arena_.execute([&] { status = Compute(run.problems, run.stats); });
+      } catch (const std::bad_alloc&) {
+        status = absl::ResourceExhaustedError("no memory for the task lists of the run");
+      }
+      // One oversized head must not keep its memory for ever.
+      packed_buffer_.ReleaseAbove(kPackedFloats);
       std::move(run.done)(std::move(status));
     }
   }
@@ -164,7 +178,9 @@ class CpuBackend final : public AttentionBackend {
     };
     std::vector<PackTask> pack_tasks;
     for (size_t n = begin; n < end; ++n) {
-      for (int64_t tile = 0; tile < packed[n].num_tiles; ++tile) pack_tasks.push_back({n, tile});
+      for (int64_t t = 0; t < packed[n].num_tiles; ++t) {
+        pack_tasks.push_back({n, packed[n].tile_begin + t});
+      }
     }
     ForEachInOrder(pack_tasks.size(), [&](size_t n, size_t worker) {
       const PackedSequence& sequence = packed[pack_tasks[n].packed];
@@ -200,7 +216,7 @@ class CpuBackend final : public AttentionBackend {
     }
   }
 
-  BackendInfo info_;  // constant after construction
+  const BackendInfo info_;
   // Touched only while a run computes, that is by one run at a time.
   std::vector<Workspace> workspaces_;  // one per worker
   cpu::PackedBuffer packed_buffer_;
@@ -219,12 +235,22 @@ absl::StatusOr<std::unique_ptr<AttentionBackend>> CreateCpuBackend(
     const CpuBackendOptions& options) {
   int num_threads = options.num_threads;
   if (num_threads < 0 || num_threads > kMaxThreads) {
-    return absl::InvalidArgumentError(absl::StrCat("cpu threads is ", num_threads,
+    return absl::InvalidArgumentError(absl::StrCat("cpu_threads is ", num_threads,
                                                    "; accepted are 0 (one per hardware thread) to ",
                                                    kMaxThreads));
   }
-  if (num_threads == 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
-  return std::make_unique<CpuBackend>(num_threads);
+  if (num_threads == 0) {
+    const unsigned hardware = std::max(1u, std::thread::hardware_concurrency());
+    num_threads = static_cast<int>(std::min<unsigned>(hardware, kMaxThreads));
+  }
+  std::vector<Workspace> workspaces(num_threads);
+  for (const Workspace& workspace : workspaces) {
+    if (!workspace.allocated()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for the workspaces of ", num_threads, " threads"));
+    }
+  }
+  return std::make_unique<CpuBackend>(std::move(workspaces));
 }
 
 }  // namespace flashbias

@@ -14,7 +14,7 @@
 namespace flashbias {
 
 struct CpuBackendOptions {
-  // Threads that compute. 0: one per hardware thread. Negative values are refused.
+  // Threads that compute, 0 to 1024. 0: one per hardware thread; more than that bring nothing.
   int num_threads = 0;
 };
 

@@ -8,6 +8,8 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "hwy/cache_control.h"
 #include "kernels/cpu/attention_task.h"
@@ -47,14 +49,10 @@ HWY_INLINE void PrefetchRow(const char* from, size_t bytes) {
   hwy::Prefetch(from + bytes - 1);
 }
 
+#if HWY_TARGET != HWY_SCALAR
 // Four rows of four floats -> their transpose, to[i * to_stride ..].
 HWY_INLINE void Transpose4x4(const float* HWY_RESTRICT from, size_t from_stride,
                              float* HWY_RESTRICT to, size_t to_stride) {
-#if HWY_TARGET == HWY_SCALAR  // has no blocks to shuffle
-  for (size_t i = 0; i < 4; ++i) {
-    for (size_t n = 0; n < 4; ++n) to[i * to_stride + n] = from[n * from_stride + i];
-  }
-#else
   const hn::Full128<float> d;
   const hn::Full128<uint64_t> d64;
   const auto r0 = hn::Load(d, from);
@@ -69,8 +67,8 @@ HWY_INLINE void Transpose4x4(const float* HWY_RESTRICT from, size_t from_stride,
   hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23)), d, to + to_stride);
   hn::Store(hn::BitCast(d, hn::InterleaveLower(d64, high01, high23)), d, to + 2 * to_stride);
   hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)), d, to + 3 * to_stride);
-#endif
 }
+#endif
 
 // Columns of the score product that a low-rank bias adds to head_dim.
 HWY_INLINE size_t FactorRank(const AttentionProblem& problem) {
@@ -85,12 +83,20 @@ HWY_INLINE size_t PaddedHeadDim(const AttentionProblem& problem) {
 // Four rows of `inner` columns -> columns key .. key + 3 of the panels at `tile`.
 HWY_INLINE void StoreTransposed(const float* HWY_RESTRICT rows, size_t stride, size_t inner,
                                 size_t key, float* HWY_RESTRICT tile) {
+#if HWY_TARGET == HWY_SCALAR  // has no blocks to shuffle, and panels of two keys
+  for (size_t n = 0; n < 4; ++n) {
+    float* HWY_RESTRICT to = tile + (key + n) / kPanel * inner * kPanel + (key + n) % kPanel;
+    for (size_t i = 0; i < inner; ++i) to[i * kPanel] = rows[n * stride + i];
+  }
+#else
+  static_assert(kPanel % 4 == 0, "four keys stand in one panel");
   float* HWY_RESTRICT to = tile + key / kPanel * inner * kPanel + key % kPanel;
   size_t i = 0;
   for (; i + 4 <= inner; i += 4) Transpose4x4(rows + i, stride, to + i * kPanel, kPanel);
   for (; i < inner; ++i) {
     for (size_t n = 0; n < 4; ++n) to[i * kPanel + n] = rows[n * stride + i];
   }
+#endif
 }
 
 // Loads rows [row, row + 4) of a head, as far as they exist, and zeroes the rest.
@@ -107,13 +113,24 @@ HWY_INLINE void LoadFourRows(DType dtype, size_t count, size_t width, size_t str
   }
 }
 
-// The factors of a low-rank bias are packed relative to the tile's middle key: softmax does not see
-// the difference (it goes into a per-row constant), and it stays exact where the factors are large,
-// as positions are.
-HWY_INLINE int64_t MiddleKey(const Sequence& sequence, int64_t tile) {
-  const int64_t begin = tile * kKeyTile;
-  const int64_t count = std::min<int64_t>(kKeyTile, sequence.kv_len - begin);
-  return sequence.kv_begin + begin + count / 2;
+// The factors of a low-rank bias are packed less the tile's centre, which is, column by column, the
+// value of smallest magnitude: softmax does not see the difference (it goes into a constant a row
+// and tile), and what is left stays exact where all factors are large, as positions are, and where
+// some are, as those of masked keys are.
+HWY_INLINE void FindFactorCentre(const LowRankBias& bias, int head, int64_t row, size_t count,
+                                 float* HWY_RESTRICT buffer, float* HWY_RESTRICT centre) {
+  const size_t rank = bias.rank;
+  std::fill_n(centre, rank, std::numeric_limits<float>::infinity());
+  for (size_t n = 0; n < count; ++n) {
+    LoadRow(bias.dtype, PhiKeyRow(bias, row + static_cast<int64_t>(n), head), rank, buffer);
+    for (size_t i = 0; i < rank; ++i) {
+      // A NaN compares false and stays with its key.
+      if (std::abs(buffer[i]) < std::abs(centre[i])) centre[i] = buffer[i];
+    }
+  }
+  for (size_t i = 0; i < rank; ++i) {
+    if (std::isinf(centre[i])) centre[i] = 0;
+  }
 }
 
 HWY_INLINE void PackFactors(const AttentionProblem& problem, const PackedSequence& packed,
@@ -128,7 +145,8 @@ HWY_INLINE void PackFactors(const AttentionProblem& problem, const PackedSequenc
   float* HWY_RESTRICT rows = ws.row_buffer.get();
   for (int h = 0; h < packed.factor_head_count; ++h) {
     const int head = packed.factor_head_begin + h;
-    LoadRow(bias.dtype, PhiKeyRow(bias, MiddleKey(sequence, tile), head), rank, ws.phi_mid.get());
+    float* HWY_RESTRICT centre = packed.FactorCentre(head, tile, bias.rank);
+    FindFactorCentre(bias, head, begin, count, rows, centre);
     for (size_t key = 0; key < kKeyTile; key += 4) {
       const size_t left = count > key ? count - key : 0;
       LoadFourRows(
@@ -136,7 +154,7 @@ HWY_INLINE void PackFactors(const AttentionProblem& problem, const PackedSequenc
           [&](size_t n) { return PhiKeyRow(bias, begin + static_cast<int64_t>(key + n), head); },
           rows);
       for (size_t n = 0; n < std::min<size_t>(left, 4); ++n) {
-        for (size_t i = 0; i < rank; ++i) rows[n * stride + i] -= ws.phi_mid[i];
+        for (size_t i = 0; i < rank; ++i) rows[n * stride + i] -= centre[i];
       }
       StoreTransposed(rows, stride, rank, key, packed.FactorTile(head, tile));
     }
@@ -156,7 +174,7 @@ HWY_INLINE void PackKeysAndValues(const AttentionProblem& problem, const PackedS
       static_cast<size_t>(std::min<int64_t>(kKeyTile, sequence.kv_len - tile * kKeyTile));
   float* HWY_RESTRICT rows = ws.row_buffer.get();
   for (int h = 0; h < packed.kv_head_count; ++h) {
-    packed.TileMax(packed.kv_head_begin + h)[tile] = 0;
+    packed.TileMax(packed.kv_head_begin + h)[tile - packed.tile_begin] = 0;
   }
   for (size_t key = 0; key < kKeyTile; key += 4) {
     const size_t left = std::min<size_t>(count > key ? count - key : 0, 4);
@@ -169,9 +187,9 @@ HWY_INLINE void PackKeysAndValues(const AttentionProblem& problem, const PackedS
         };
       };
       LoadFourRows(problem.dtype, left, head_dim, padded, row_of(problem.k), rows);
-      float& largest = packed.TileMax(head)[tile];
+      float& largest = packed.TileMax(head)[tile - packed.tile_begin];
       for (size_t n = 0; n < left; ++n) {
-        const float norm = std::sqrt(SquaredNorm(rows + n * padded, head_dim));
+        const float norm = NormAtLeast(rows + n * padded, head_dim);
         largest = norm <= largest || std::isnan(largest) ? largest : norm;  // NaN stays
       }
       StoreTransposed(rows, padded, head_dim, key, packed.KeyTile(head, tile));

@@ -4,6 +4,7 @@
 #ifndef FLASHBIAS_KERNELS_CPU_PACKED_BUFFER_H_
 #define FLASHBIAS_KERNELS_CPU_PACKED_BUFFER_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -19,7 +20,8 @@ class PackedBuffer {
   // Memory for `count` floats (0 is legal), uninitialised, aligned to 2 MiB; valid until the next
   // call. Null only when there is no memory.
   float* Reserve(size_t count) {
-    const size_t bytes = (count * sizeof(float) + kHugePage) / kHugePage * kHugePage;
+    const size_t pages = (count * sizeof(float) + kHugePage - 1) / kHugePage;
+    const size_t bytes = std::max<size_t>(pages, 1) * kHugePage;
     if (bytes <= bytes_) return memory_.get();
     memory_.reset();
     bytes_ = 0;
@@ -31,6 +33,13 @@ class PackedBuffer {
     (void)madvise(memory_.get(), bytes, MADV_HUGEPAGE);
 #endif
     return memory_.get();
+  }
+
+  // Gives the memory back if it is for more than `count` floats.
+  void ReleaseAbove(size_t count) {
+    if (bytes_ <= count * sizeof(float)) return;
+    memory_.reset();
+    bytes_ = 0;
   }
 
  private:

@@ -24,14 +24,17 @@ struct PackedSequence {
   int32_t kv_head_count = 0;
   int32_t factor_head_begin = 0;  // heads of phi_k that they use; count 0: no low-rank bias
   int32_t factor_head_count = 0;
+  int64_t tile_begin = 0;  // key tiles [begin, begin + num_tiles): those that any row admits
   int64_t num_tiles = 0;
   int64_t key_tile_floats = 0;
   int64_t value_tile_floats = 0;
   int64_t factor_tile_floats = 0;
 
-  float* keys = nullptr;      // [kv_head_count, num_tiles, panel, head_dim, panel width]
-  float* values = nullptr;    // [kv_head_count, num_tiles, panel, kKeyTile, panel width]
-  float* factors = nullptr;   // [factor_head_count, num_tiles, panel, rank, panel width]
+  float* keys = nullptr;    // [kv_head_count, num_tiles, panel, head_dim, panel width]
+  float* values = nullptr;  // [kv_head_count, num_tiles, panel, kKeyTile, panel width]
+  // [factor_head_count, num_tiles] tiles of [panel, rank, panel width], each followed by its
+  // centre, [rank], which was taken off every key.
+  float* factors = nullptr;
   float* tile_max = nullptr;  // [kv_head_count, num_tiles]: largest |k|, see skip_table.h
 
   // Floats of all four arrays.
@@ -41,14 +44,19 @@ struct PackedSequence {
            num_tiles;
   }
   float* KeyTile(int kv_head, int64_t tile) const {
-    return keys + ((kv_head - kv_head_begin) * num_tiles + tile) * key_tile_floats;
+    return keys + ((kv_head - kv_head_begin) * num_tiles + tile - tile_begin) * key_tile_floats;
   }
   float* ValueTile(int kv_head, int64_t tile) const {
-    return values + ((kv_head - kv_head_begin) * num_tiles + tile) * value_tile_floats;
+    return values + ((kv_head - kv_head_begin) * num_tiles + tile - tile_begin) * value_tile_floats;
   }
   float* FactorTile(int factor_head, int64_t tile) const {
-    return factors + ((factor_head - factor_head_begin) * num_tiles + tile) * factor_tile_floats;
+    return factors +
+           ((factor_head - factor_head_begin) * num_tiles + tile - tile_begin) * factor_tile_floats;
   }
+  float* FactorCentre(int factor_head, int64_t tile, int rank) const {
+    return FactorTile(factor_head, tile) + rank * kKeyTile;
+  }
+  // [num_tiles], from tile_begin on.
   float* TileMax(int kv_head) const { return tile_max + (kv_head - kv_head_begin) * num_tiles; }
 };
 

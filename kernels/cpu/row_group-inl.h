@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <limits>
 
@@ -178,6 +179,7 @@ HWY_INLINE void AccumulateOutput(const GroupTile& tile, const float* HWY_RESTRIC
 template <ScoreBias kBias>
 HWY_INLINE void ComputeGroupTile(const TileData& data, const GroupTile& tile, size_t group,
                                  size_t rank, size_t head_dim, Workspace& ws) {
+  assert(tile.begin < tile.end);
   alignas(64) float row_max[kGroupRows];
   alignas(64) float rescale[RoundUp(kGroupRows, kLanes)];
   const float* q = ws.q.get() + group * (rank + head_dim) * kGroupRows;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/skip_table.h"
 #include "kernels/work_estimate.h"
 
 namespace flashbias::cpu {
@@ -55,11 +56,16 @@ std::vector<PackedSequence> MakePackedSequences(absl::Span<const AttentionProble
       if (sequence.q_len == 0) continue;
       PackedSequence packed{.problem = static_cast<int32_t>(p),
                             .sequence = static_cast<int32_t>(s)};
-      packed.num_tiles = RoundUp(sequence.kv_len, kKeyTile) / kKeyTile;
+      const KeyRange keys = AdmittedKeysOfAnyRow(sequence, problem.mask);
+      packed.tile_begin = keys.begin / kKeyTile;
+      packed.num_tiles = RoundUp(keys.end, kKeyTile) / kKeyTile - packed.tile_begin;
       // Rounded so that every tile starts on a cache line.
       packed.key_tile_floats = RoundUp(problem.head_dim * kKeyTile, kMaxLanes);
       packed.value_tile_floats = RoundUp(problem.head_dim, kMaxLanes) * kKeyTile;
-      if (HasFactors(problem)) packed.factor_tile_floats = problem.low_rank.rank * kKeyTile;
+      if (HasFactors(problem)) {
+        const int rank = problem.low_rank.rank;
+        packed.factor_tile_floats = rank * kKeyTile + RoundUp(rank, kMaxLanes);
+      }
       SetHeads(problem, 0, 1, packed);
       const auto heads = static_cast<int>(std::clamp<int64_t>(
           max_floats / std::max<int64_t>(1, packed.TotalFloats()), 1, problem.num_kv_heads));

@@ -7,6 +7,7 @@
 #define FLASHBIAS_KERNELS_CPU_VECTOR_INL_H_
 #endif
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -29,7 +30,7 @@ constexpr size_t kLanes = hn::MaxLanes(Floats());
 // Rows that one pass of the micro-kernel computes, each with two vectors of accumulators. 16
 // registers hold 6 x 2 of them beside the operands, 32 hold 12 x 2; both cover the latency of the
 // multiply-add, and more rows read a packed tile fewer times.
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3  // and its extensions: better targets have lower numbers
 constexpr int kGroupRows = kMaxGroupRows;
 #else
 constexpr int kGroupRows = kMinGroupRows;
@@ -37,7 +38,7 @@ constexpr int kGroupRows = kMinGroupRows;
 
 // The targets whose 16-bit conversions are IEEE-exact hardware instructions.
 #undef FLASHBIAS_HARDWARE_FLOAT16
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+#if HWY_TARGET <= HWY_AVX2
 #define FLASHBIAS_HARDWARE_FLOAT16 1
 #else
 #define FLASHBIAS_HARDWARE_FLOAT16 0
@@ -130,15 +131,17 @@ HWY_INLINE Vec Exp2(Vec x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(p, power));
 }
 
-// Sum of |row|^2 over `count` floats; the row is zero-padded to whole vectors.
-HWY_INLINE float SquaredNorm(const float* HWY_RESTRICT row, size_t count) {
+// |row| over `count` floats, rounded up where squares underflow; the row is zero-padded to whole
+// vectors.
+HWY_INLINE float NormAtLeast(const float* HWY_RESTRICT row, size_t count) {
   const Floats d;
   Vec sum = hn::Zero(d);
   for (size_t i = 0; i < count; i += kLanes) {
     const Vec x = hn::Load(d, row + i);
     sum = hn::MulAdd(x, x, sum);
   }
-  return hn::GetLane(hn::SumOfLanes(d, sum));
+  // What kMaxHeadDim squares lose below the smallest float is less than 2^-120.
+  return std::sqrt(hn::GetLane(hn::SumOfLanes(d, sum)) + 0x1p-120f);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -49,19 +49,22 @@ struct Workspace {
       : q(hwy::AllocateAligned<float>(kQueryTile * kMaxInnerDim)),
         o(hwy::AllocateAligned<float>(kQueryTile * kMaxHeadDim)),
         scores(hwy::AllocateAligned<float>(kMaxGroupRows * kKeyTile)),
-        row_buffer(hwy::AllocateAligned<float>(4 * kMaxHeadDim)),
-        phi_mid(hwy::AllocateAligned<float>(kMaxRank)) {}
+        row_buffer(hwy::AllocateAligned<float>(4 * kMaxHeadDim)) {}
+
+  // False where there was no memory; then it must not be used.
+  bool allocated() const {
+    return q != nullptr && o != nullptr && scores != nullptr && row_buffer != nullptr;
+  }
 
   hwy::AlignedFreeUniquePtr<float[]> q;           // [group][inner dim][group rows]
   hwy::AlignedFreeUniquePtr<float[]> o;           // [row][padded head_dim]
   hwy::AlignedFreeUniquePtr<float[]> scores;      // [group rows][kKeyTile]
   hwy::AlignedFreeUniquePtr<float[]> row_buffer;  // up to four converted rows
-  hwy::AlignedFreeUniquePtr<float[]> phi_mid;     // phi_k of the tile's middle key
 
   std::array<RowState, kQueryTile> rows;
-  std::array<float, kQueryTile> max_log2;                     // running row maximum
-  std::array<double, kQueryTile> sum;                         // running row sum of 2^(logit - max)
-  std::array<std::array<float, kMaxRank>, kQueryTile> phi_q;  // times log2(e)
+  std::array<float, kQueryTile> max_log2;  // running row maximum
+  std::array<double, kQueryTile> sum;      // running row sum of 2^(logit - max)
+  std::array<std::array<float, kMaxRank>, kQueryTile> phi_q;
 };
 
 }  // namespace flashbias::cpu

@@ -44,11 +44,16 @@ std::vector<char> RandomTensor(const Shape& shape, unsigned seed) {
   return data;
 }
 
-void RunBackend(AttentionBackend& backend, const AttentionProblem& problem, ProblemStats* stats) {
+absl::Status RunBackend(AttentionBackend& backend, const AttentionProblem& problem,
+                        ProblemStats* stats) {
   absl::Notification done;
-  backend.Run(absl::MakeConstSpan(&problem, 1), absl::MakeSpan(stats, 1),
-              [&done](const absl::Status&) { done.Notify(); });
+  absl::Status result;
+  backend.Run(absl::MakeConstSpan(&problem, 1), absl::MakeSpan(stats, 1), [&](absl::Status status) {
+    result = std::move(status);
+    done.Notify();
+  });
   done.WaitForNotification();
+  return result;
 }
 
 void BenchmarkShape(benchmark::State& state, const Shape& shape, float eps, int threads,
@@ -80,8 +85,12 @@ void BenchmarkShape(benchmark::State& state, const Shape& shape, float eps, int 
                            .eps = eps,
                            .o = o.data()};
   ProblemStats stats;
-  RunBackend(**backend, problem, &stats);
-  for (auto _ : state) RunBackend(**backend, problem, &stats);
+  absl::Status status = RunBackend(**backend, problem, &stats);
+  for (auto _ : state) status.Update(RunBackend(**backend, problem, &stats));
+  if (!status.ok()) {
+    state.SkipWithError(std::string(status.message()).c_str());
+    return;
+  }
 
   const double pairs = static_cast<double>(shape.length) * (shape.length + 1) / 2.0;
   const double gflop = 4.0 * shape.head_dim * pairs * shape.num_heads * 1e-9;
