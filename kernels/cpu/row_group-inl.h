@@ -75,11 +75,12 @@ HWY_INLINE void ComputeScores(const float* HWY_RESTRICT q, size_t rank, size_t h
   for (size_t key = tile.begin / kPanel * kPanel; key < tile.end; key += kPanel) {
     Vec acc[kGroupRows][2];
     for (int r = 0; r < kGroupRows; ++r) acc[r][0] = acc[r][1] = hn::Zero(d);
-    if constexpr (kBias == ScoreBias::kLowRank) {
-      MultiplyAccumulate<2, 1, kGroupRows>(q, data.factors + key * rank, rank, acc);
-    }
     MultiplyAccumulate<2, 1, kGroupRows>(q + rank * kGroupRows, data.keys + key * head_dim,
                                          head_dim, acc);
+    if constexpr (kBias == ScoreBias::kLowRank) {
+      // Last: the factors' part may be large, and every later addition would be rounded to it.
+      MultiplyAccumulate<2, 1, kGroupRows>(q, data.factors + key * rank, rank, acc);
+    }
 
     const Vec first = hn::Iota(d, static_cast<float>(key));
     const Vec keys[2] = {first, hn::Add(first, hn::Set(d, static_cast<float>(kLanes)))};
