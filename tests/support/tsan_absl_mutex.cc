@@ -1,8 +1,8 @@
 // absl::Mutex and absl::CondVar over pthreads, for ThreadSanitizer builds.
 //
 // ThreadSanitizer follows the locks that it sees. The packaged abseil was compiled without it, so
-// that everything which absl::Mutex protects would be reported as a race. These definitions take the
-// place of the shared library's when a test program is linked; ThreadSanitizer knows pthreads.
+// that everything which absl::Mutex protects would be reported as a race. These definitions take
+// the place of the shared library's when a test program is linked; ThreadSanitizer knows pthreads.
 // Readers are exclusive here: that hides no race that a reader lock allows.
 #include <pthread.h>
 
