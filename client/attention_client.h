@@ -1,6 +1,6 @@
 // A connection to an attention server.
 //
-//   auto client = AttentionClient::Create({.target = "localhost:50051"});
+//   auto client = AttentionClient::Create({.target = "localhost:8471"});
 //   absl::StatusOr<AttendResult> result = (*client)->Attend(request);
 //
 // Thread-safety: every method may be called from any thread at any time; the destructor must be the

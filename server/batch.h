@@ -4,9 +4,9 @@
 #ifndef FLASHBIAS_SERVER_BATCH_H_
 #define FLASHBIAS_SERVER_BATCH_H_
 
-#include <compare>
 #include <cstdint>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -22,7 +22,11 @@ struct BatchKey {
   int padded_head_dim = 0;  // 32, 64 or 128
   BiasKind bias_kind = BiasKind::kNone;
 
-  friend auto operator<=>(const BatchKey&, const BatchKey&) = default;
+  friend bool operator==(const BatchKey&, const BatchKey&) = default;
+  friend bool operator<(const BatchKey& a, const BatchKey& b) {
+    return std::tie(a.dtype, a.padded_head_dim, a.bias_kind) <
+           std::tie(b.dtype, b.padded_head_dim, b.bias_kind);
+  }
 };
 
 BatchKey KeyOf(const AttentionProblem& problem);

@@ -18,7 +18,7 @@ Executor::Executor(AttentionBackend* backend, const Clock* clock, Metrics* metri
 Executor::~Executor() { WaitUntilIdle(absl::InfiniteFuture()); }
 
 BackendState Executor::state() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return {.slots = slots_, .free_slots = slots_ - static_cast<int>(running_.size())};
 }
 
@@ -26,15 +26,16 @@ void Executor::Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) {
   Batch* const running = batch.get();
   metrics_->BatchStarted(running->num_requests(), running->work(), running->tokens());
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     assert(static_cast<int>(running_.size()) < slots_);
     running_.push_back(std::move(batch));
   }
   const absl::Time start = clock_->Now();
-  backend_->Run(running->problems(), running->stats(),
-                [this, running, start, freed = std::move(slot_freed)](absl::Status status) mutable {
-                  OnDone(running, start, status, std::move(freed));
-                });
+  backend_->Run(
+      running->problems(), running->stats(),
+      [this, running, start, freed = std::move(slot_freed)](const absl::Status& status) mutable {
+        OnDone(running, start, status, std::move(freed));
+      });
 }
 
 void Executor::OnDone(Batch* running, absl::Time start, const absl::Status& status,
@@ -42,7 +43,7 @@ void Executor::OnDone(Batch* running, absl::Time start, const absl::Status& stat
   const absl::Time end = clock_->Now();
   std::unique_ptr<Batch> batch;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     const auto at = std::find_if(running_.begin(), running_.end(),
                                  [&](const auto& other) { return other.get() == running; });
     assert(at != running_.end());
@@ -61,14 +62,15 @@ void Executor::OnDone(Batch* running, absl::Time start, const absl::Status& stat
   }
   Batch::Finish(std::move(batch), answer, start, end);
 
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   --finishing_;
+  mutex_.NotifyWaiters();
 }
 
 void Executor::Abandon(const absl::Status& status) {
   std::vector<std::shared_ptr<Completion>> completions;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     for (const auto& batch : running_) {
       for (const auto& request : batch->requests()) completions.push_back(request->completion());
     }
@@ -77,8 +79,9 @@ void Executor::Abandon(const absl::Status& status) {
 }
 
 bool Executor::WaitUntilIdle(absl::Time deadline) {
-  absl::MutexLock lock(&mutex_);
-  return mutex_.AwaitWithDeadline(absl::Condition(this, &Executor::IdleLocked), deadline);
+  MutexLock lock(&mutex_);
+  return mutex_.Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return IdleLocked(); },
+                      deadline);
 }
 
 }  // namespace flashbias::server

@@ -12,13 +12,13 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kernels/attention_backend.h"
 #include "server/batch.h"
 #include "server/batch_policy.h"
 #include "server/clock.h"
 #include "server/metrics.h"
+#include "server/mutex.h"
 
 namespace flashbias::server {
 
@@ -60,7 +60,7 @@ class Executor {
   Metrics* const metrics_;
   const int slots_;
 
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   std::vector<std::unique_ptr<Batch>> running_ ABSL_GUARDED_BY(mutex_);
   // Batches whose slot is free again but whose requests are still being finished.
   int finishing_ ABSL_GUARDED_BY(mutex_) = 0;

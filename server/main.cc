@@ -29,9 +29,11 @@ namespace {
 // Messages come and go by the hundred megabytes; handing their pages back to the kernel each time
 // would cost a page fault for every 4 KiB of the next one.
 void TuneMalloc() {
+  // NOLINTBEGIN(concurrency-mt-unsafe): no other thread exists yet
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 2'000'000'000);
   mallopt(M_TOP_PAD, 64 << 20);
+  // NOLINTEND(concurrency-mt-unsafe)
 }
 
 // Blocks the signals that end the server in this thread and all that it starts, so that sigwait
@@ -142,9 +144,11 @@ int main(int argc, char** argv) {
       "Serves attention with ALiBi or low-rank bias over gRPC.\n"
       "Flags may also come from a file: --flagfile=PATH, one --flag=value a line.");
   absl::FlagsUsageConfig usage;
-  usage.contains_helpshort_flags = [](absl::string_view file) {
+  const auto is_ours = [](absl::string_view file) {
     return absl::StrContains(file, "server/flags");
   };
+  usage.contains_help_flags = is_ours;
+  usage.contains_helpshort_flags = is_ours;
   usage.version_string = [] { return absl::StrCat("flashbias-server ", FLASHBIAS_VERSION, "\n"); };
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);

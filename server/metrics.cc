@@ -7,6 +7,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <array>
+#include <cmath>
 #include <vector>
 
 namespace flashbias::server {
@@ -22,7 +23,7 @@ constexpr int kStatusCodes = 17;  // OK to UNAUTHENTICATED
 // 100 us to 60 s, 1.6x apart.
 prometheus::Histogram::BucketBoundaries SecondsBuckets() {
   prometheus::Histogram::BucketBoundaries bounds;
-  for (double bound = 100e-6; bound < 60; bound *= 1.6) bounds.push_back(bound);
+  for (int k = 0; k <= 28; ++k) bounds.push_back(100e-6 * std::pow(1.6, k));
   bounds.push_back(60);
   return bounds;
 }

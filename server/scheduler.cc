@@ -70,7 +70,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
   Ticket ticket{.id = 0, .completion = request->completion()};
   std::optional<Outcome> refusal;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     refusal = RefusalLocked(request->bytes(), now);
     if (!refusal.has_value() && request->deadline() <= now) {
       metrics_->Rejected(RejectReason::kDeadline);
@@ -90,7 +90,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
       group.queue.push_back({.id = ticket.id, .request = std::move(request)});
       places_.emplace(ticket.id, Place{.key = key, .at = std::prev(group.queue.end())});
       changed_ = true;
-      ReportQueueLocked();
+      QueueChangedLocked();
     }
   }
   if (refusal.has_value()) ticket.completion->Finish(*std::move(refusal));
@@ -99,7 +99,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
 
 std::optional<Outcome> Scheduler::Refusal(int64_t bytes) {
   const absl::Time now = clock_->Now();
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return RefusalLocked(bytes, now);
 }
 
@@ -134,9 +134,9 @@ std::optional<Outcome> Scheduler::RefusalLocked(int64_t bytes, absl::Time now) c
 void Scheduler::Cancel(const Ticket& ticket, absl::Status status) {
   std::unique_ptr<PendingRequest> waiting;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     waiting = RemoveLocked(ticket.id);
-    if (waiting != nullptr) ReportQueueLocked();
+    if (waiting != nullptr) QueueChangedLocked();
   }
   const CancelWhere where = waiting != nullptr ? CancelWhere::kQueue : CancelWhere::kRunning;
   if (ticket.completion->Finish({.status = std::move(status)})) metrics_->Cancelled(where);
@@ -148,12 +148,12 @@ absl::Time Scheduler::Poll(absl::Time now) {
     std::unique_ptr<Batch> batch;
     absl::Time again;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       changed_ = false;
       expired = TakeExpiredLocked(now);
       std::tie(batch, again) = NextBatchLocked(now);
       if (batch != nullptr) ++dispatching_;
-      if (batch != nullptr || !expired.empty()) ReportQueueLocked();
+      if (batch != nullptr || !expired.empty()) QueueChangedLocked();
     }
     for (auto& request : expired) {
       metrics_->Rejected(RejectReason::kDeadline);
@@ -161,33 +161,35 @@ absl::Time Scheduler::Poll(absl::Time now) {
     }
     if (batch == nullptr) return again;
     executor_->Run(std::move(batch), [this] { Wake(); });
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     --dispatching_;
+    mutex_.NotifyWaiters();
   }
 }
 
 void Scheduler::AwaitChange(absl::Time until) {
-  absl::MutexLock lock(&mutex_);
-  mutex_.AwaitWithDeadline(absl::Condition(&changed_), until);
+  MutexLock lock(&mutex_);
+  mutex_.Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return changed_; }, until);
 }
 
 void Scheduler::Wake() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   changed_ = true;
+  mutex_.NotifyWaiters();
 }
 
 void Scheduler::Drain() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   draining_ = true;
 }
 
 bool Scheduler::WaitUntilDrained(absl::Time deadline) {
   {
-    absl::MutexLock lock(&mutex_);
-    if (!mutex_.AwaitWithDeadline(absl::Condition(this, &Scheduler::NothingWaitsLocked),
-                                  deadline)) {
-      return false;
-    }
+    MutexLock lock(&mutex_);
+    const auto nothing_waits = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return places_.empty() && dispatching_ == 0;
+    };
+    if (!mutex_.Await(nothing_waits, deadline)) return false;
   }
   return executor_->WaitUntilIdle(deadline);
 }
@@ -195,12 +197,12 @@ bool Scheduler::WaitUntilDrained(absl::Time deadline) {
 void Scheduler::Shutdown() {
   std::vector<std::unique_ptr<PendingRequest>> waiting;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     draining_ = true;
     while (!groups_.empty()) {
       waiting.push_back(RemoveLocked(groups_.begin()->second.queue.front().id));
     }
-    ReportQueueLocked();
+    QueueChangedLocked();
   }
   for (auto& request : waiting) {
     PendingRequest::Fail(std::move(request), absl::UnavailableError("the server is shutting down"));
@@ -270,8 +272,9 @@ std::unique_ptr<Batch> Scheduler::CutLocked(const BatchKey& key) {
   return batch;
 }
 
-void Scheduler::ReportQueueLocked() const {
+void Scheduler::QueueChangedLocked() {
   metrics_->SetQueue(static_cast<int64_t>(places_.size()), queue_bytes_);
+  mutex_.NotifyWaiters();
 }
 
 }  // namespace flashbias::server

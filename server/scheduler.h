@@ -26,13 +26,13 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/batch.h"
 #include "server/batch_policy.h"
 #include "server/clock.h"
 #include "server/executor.h"
 #include "server/metrics.h"
+#include "server/mutex.h"
 #include "server/pending_request.h"
 
 namespace flashbias::server {
@@ -125,10 +125,8 @@ class Scheduler {
   std::pair<std::unique_ptr<Batch>, absl::Time> NextBatchLocked(absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::unique_ptr<Batch> CutLocked(const BatchKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void ReportQueueLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool NothingWaitsLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return places_.empty() && dispatching_ == 0;
-  }
+  // To be called after every change of the queue: gauges and waiters.
+  void QueueChangedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Constant after construction.
   const SchedulerOptions options_;
@@ -136,7 +134,7 @@ class Scheduler {
   Executor* const executor_;
   Metrics* const metrics_;
 
-  absl::Mutex mutex_;
+  Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool changed_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;

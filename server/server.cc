@@ -10,7 +10,6 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "server/clock.h"
 #include "server/executor.h"
@@ -18,6 +17,7 @@
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/metrics_endpoint.h"
+#include "server/mutex.h"
 #include "server/reflection.h"
 #include "server/scheduler.h"
 #include "server/scheduler_thread.h"
@@ -69,7 +69,7 @@ class Server::Impl {
   int metrics_port() const { return metrics_endpoint_ ? metrics_endpoint_->port() : 0; }
 
   bool Shutdown(absl::Duration grace) ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (!drained_.has_value()) drained_ = ShutdownOnce(absl::Now() + grace);
     return *drained_;
   }
@@ -132,7 +132,7 @@ class Server::Impl {
   std::unique_ptr<grpc::Server> grpc_;
   int port_ = 0;
 
-  absl::Mutex mutex_;
+  Mutex mutex_;
   std::optional<bool> drained_ ABSL_GUARDED_BY(mutex_);  // set once shut down
 
   std::unique_ptr<SchedulerThread> scheduler_thread_;  // last: it drives what stands above

@@ -177,18 +177,20 @@ grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* co
 }
 
 bool Service::WaitUntilIdle(absl::Time deadline) {
-  absl::MutexLock lock(&mutex_);
-  return mutex_.AwaitWithDeadline(absl::Condition(this, &Service::IdleLocked), deadline);
+  MutexLock lock(&mutex_);
+  return mutex_.Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return IdleLocked(); },
+                      deadline);
 }
 
 void Service::CallBegins() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   ++calls_;
 }
 
 void Service::CallEnds() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   --calls_;
+  mutex_.NotifyWaiters();
 }
 
 }  // namespace flashbias::server

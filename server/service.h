@@ -17,13 +17,13 @@
 #include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "flashbias/v1/attention.grpc.pb.h"
 #include "kernels/attention_backend.h"
 #include "server/attend_validation.h"
 #include "server/clock.h"
 #include "server/metrics.h"
+#include "server/mutex.h"
 #include "server/options.h"
 #include "server/scheduler.h"
 
@@ -61,7 +61,7 @@ class Service final
   Scheduler* const scheduler_;
   Metrics* const metrics_;
 
-  absl::Mutex mutex_;
+  Mutex mutex_;
   int64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

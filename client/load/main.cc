@@ -1,4 +1,5 @@
 // flashbias-load: sends attention requests in a closed loop and reports. Flags and wiring only.
+#include <malloc.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -25,7 +26,7 @@
 #include "client/load/verifier.h"
 #include "client/load/workload.h"
 
-ABSL_FLAG(std::string, target, "localhost:50051", "server: host:port or unix:/path");
+ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port or unix:/path");
 ABSL_FLAG(int, concurrency, 8, "requests in flight, 1 to 1024");
 ABSL_FLAG(int, connections, 1, "TCP connections, 1 to 256");
 ABSL_FLAG(int64_t, heads, 50, "heads of q");
@@ -237,7 +238,7 @@ int Main(absl::Span<const char* const> arguments) {
   if (!line.ok()) return Fail(line.status(), 2);
   if (line->help) {
     std::cout << HelpText(
-        "flashbias-load --target=localhost:50051 --concurrency=8 --duration=10s --verify\n",
+        "flashbias-load --target=localhost:8471 --concurrency=8 --duration=10s --verify\n",
         "client/load/");
     return 0;
   }
@@ -253,5 +254,10 @@ int Main(absl::Span<const char* const> arguments) {
 int main(int argc, char** argv) {
   // Debian's gRPC carries abseil's deadlock detector switched on; it slows every lock.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+  // Messages come and go by the megabyte; pages that are handed back cost a fault each to get
+  // again.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 2'000'000'000);
+  mallopt(M_TOP_PAD, 64 << 20);
   return flashbias::client::Main({argv + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)});
 }

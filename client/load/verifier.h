@@ -37,7 +37,9 @@ struct VerifyReport {
   int64_t wrong = 0;         // answers beyond the limit
   double max_o_error = 0;    // ||o - ref|| / ||ref|| over an answer's rows; infinity for NaN
   double max_lse_error = 0;  // |lse - ref| / max(1, |ref|); infinity for NaN
-  // Of both. An eps above the default may add 2 eps max|v| to each value of o, 2 eps to lse.
+  // Of both. Wider for o where rounding the reference to the dtype alone errs by more than 4/5 of
+  // it, as it can over few values; an eps above the default adds 2 eps max|v| to each value of o
+  // and 2 eps to lse.
   double limit = 0;
 };
 

@@ -34,12 +34,13 @@ constexpr double kLn2 = std::numbers::ln2;
 // A task while it is computed.
 struct TaskRun {
   const AttentionProblem& problem;
+  const PackedSequence& packed;
   const AttentionTask& task;
   const Sequence& sequence;
   const SkipTable* skip_table;
   Workspace& ws;
   int kv_head;
-  size_t inner;
+  size_t rank;  // of a low-rank bias, else 0
   size_t num_rows;
   size_t num_groups;
   // Union of the admitted keys over each group's rows.
@@ -82,10 +83,10 @@ HWY_INLINE void PrepareRows(TaskRun& run) {
   const AttentionProblem& problem = run.problem;
   const Sequence& sequence = run.sequence;
   Workspace& ws = run.ws;
-  const size_t rank = run.inner - problem.head_dim;
+  const size_t rank = run.rank;
   const auto q_factor = static_cast<float>(problem.softmax_scale * kLog2E);
   const float* slopes =
-      problem.bias_kind == BiasKind::kAlibi ? SlopesOf(problem, run.task.sequence) : nullptr;
+      problem.bias_kind == BiasKind::kAlibi ? SlopesOf(problem, run.packed.sequence) : nullptr;
   for (size_t r = 0; r < run.num_rows; ++r) {
     const int head = run.task.head_begin + static_cast<int>(r / run.task.q_count);
     const int64_t q_row = run.task.q_begin + static_cast<int64_t>(r % run.task.q_count);
@@ -127,7 +128,7 @@ HWY_INLINE void PrepareRows(TaskRun& run) {
     ws.max_log2[r] = -std::numeric_limits<float>::infinity();
     ws.sum[r] = 0;
   }
-  const size_t padded = RoundUp(problem.head_dim, kLanes);
+  const size_t padded = PaddedHeadDim(problem);
   std::fill_n(ws.o.get(), run.num_groups * kGroupRows * padded, 0.0f);
 
   for (size_t g = 0; g < run.num_groups; ++g) {
@@ -218,41 +219,41 @@ HWY_INLINE GroupTile DescribeGroupTile(const TaskRun& run, size_t group, int64_t
   return result;
 }
 
-HWY_INLINE void ComputeGroup(TaskRun& run, size_t group, int64_t tile) {
+HWY_INLINE void ComputeGroup(TaskRun& run, size_t group, int64_t tile, const TileData& data) {
   const GroupTile group_tile = DescribeGroupTile(run, group, tile);
   const size_t head_dim = run.problem.head_dim;
   switch (run.problem.bias_kind) {
     case BiasKind::kNone:
-      ComputeGroupTile<ScoreBias::kNone>(group_tile, group, run.inner, head_dim, run.ws);
+      ComputeGroupTile<ScoreBias::kNone>(data, group_tile, group, run.rank, head_dim, run.ws);
       break;
     case BiasKind::kAlibi:
       if (run.problem.mask.causal) {
-        ComputeGroupTile<ScoreBias::kAlibiLeft>(group_tile, group, run.inner, head_dim, run.ws);
+        ComputeGroupTile<ScoreBias::kAlibiLeft>(data, group_tile, group, run.rank, head_dim,
+                                                run.ws);
       } else {
-        ComputeGroupTile<ScoreBias::kAlibiTwoSided>(group_tile, group, run.inner, head_dim, run.ws);
+        ComputeGroupTile<ScoreBias::kAlibiTwoSided>(data, group_tile, group, run.rank, head_dim,
+                                                    run.ws);
       }
       break;
     case BiasKind::kLowRank:
-      ComputeGroupTile<ScoreBias::kLowRank>(group_tile, group, run.inner, head_dim, run.ws);
+      ComputeGroupTile<ScoreBias::kLowRank>(data, group_tile, group, run.rank, head_dim, run.ws);
       break;
   }
 }
 
-// Prefetches the part of the tile's key and value rows that belongs to share `n` of `shares`.
-HWY_INLINE void PrefetchTile(const TaskRun& run, int64_t tile, size_t n, size_t shares) {
-  const AttentionProblem& problem = run.problem;
-  const int64_t begin = tile * kKeyTile;
-  const int64_t count = std::min<int64_t>(kKeyTile, run.sequence.kv_len - begin);
-  const size_t bytes = problem.head_dim * SizeOf(problem.dtype);
-  const auto share_begin = static_cast<int64_t>(count * n / shares);
-  const auto share_end = static_cast<int64_t>(count * (n + 1) / shares);
-  for (int64_t c = begin + share_begin; c < begin + share_end; ++c) {
-    for (const void* tensor : {problem.k, problem.v}) {
-      PrefetchRow(RowAddress(tensor, problem.dtype, run.sequence.kv_begin + c, problem.num_kv_heads,
-                             run.kv_head, problem.head_dim),
-                  bytes);
-    }
+// The packed tile, and for a low-rank bias the factors of its middle key.
+HWY_INLINE TileData ReadTile(TaskRun& run, int64_t tile) {
+  TileData data{.keys = run.packed.KeyTile(run.kv_head, tile),
+                .values = run.packed.ValueTile(run.kv_head, tile),
+                .factors = nullptr};
+  if (run.rank > 0) {
+    const LowRankBias& bias = run.problem.low_rank;
+    const int head = bias.phi_k_heads == 1 ? 0 : run.task.head_begin;
+    data.factors = run.packed.FactorTile(head, tile);
+    LoadRow(bias.dtype, PhiKeyRow(bias, MiddleKey(run.sequence, tile), head), run.rank,
+            run.ws.phi_mid.get());
   }
+  return data;
 }
 
 // Walks the key tiles first, first + step, .. until `last` (inclusive). Returns how many any group
@@ -283,12 +284,9 @@ HWY_INLINE int64_t WalkTiles(TaskRun& run, Side side, int64_t first, int64_t las
     if (!any_left) break;
     if (num_needed == 0) continue;
     ++computed;
-    PackKeys(run.problem, run.sequence, run.kv_head, run.task.head_begin, begin, end - begin,
-             run.ws);
-    PackValues(run.problem, run.sequence, run.kv_head, begin, end - begin, run.ws);
+    const TileData data = ReadTile(run, tile);
     for (size_t n_group = 0; n_group < num_needed; ++n_group) {
-      if (n + 1 < count) PrefetchTile(run, tile + step, n_group, num_needed);
-      ComputeGroup(run, needed[n_group], tile);
+      ComputeGroup(run, needed[n_group], tile, data);
     }
   }
   return computed;
@@ -297,7 +295,7 @@ HWY_INLINE int64_t WalkTiles(TaskRun& run, Side side, int64_t first, int64_t las
 HWY_INLINE void WriteResults(const TaskRun& run) {
   const AttentionProblem& problem = run.problem;
   const Floats d;
-  const size_t padded = RoundUp(problem.head_dim, kLanes);
+  const size_t padded = PaddedHeadDim(problem);
   for (size_t r = 0; r < run.num_rows; ++r) {
     float* HWY_RESTRICT o = run.ws.o.get() + r * padded;
     const double sum = run.ws.sum[r];
@@ -319,15 +317,17 @@ HWY_INLINE void WriteResults(const TaskRun& run) {
   }
 }
 
-TaskStats ComputeAttentionTask(const AttentionProblem& problem, const AttentionTask& task,
-                               const SkipTable* skip_table, Workspace& ws) {
+TaskStats ComputeAttentionTask(const AttentionProblem& problem, const PackedSequence& packed,
+                               const AttentionTask& task, const SkipTable* skip_table,
+                               Workspace& ws) {
   TaskRun run{.problem = problem,
+              .packed = packed,
               .task = task,
-              .sequence = problem.sequences[task.sequence],
+              .sequence = problem.sequences[packed.sequence],
               .skip_table = skip_table,
               .ws = ws,
               .kv_head = task.head_begin / (problem.num_q_heads / problem.num_kv_heads),
-              .inner = InnerDim(problem),
+              .rank = FactorRank(problem),
               .num_rows = static_cast<size_t>(task.head_count) * task.q_count,
               .num_groups = 0,
               .group_keys = {}};
@@ -358,24 +358,10 @@ TaskStats ComputeAttentionTask(const AttentionProblem& problem, const AttentionT
   return stats;
 }
 
-void ComputeKeyNorms(const AttentionProblem& problem, const KeyNormTask& task, float* tile_max) {
-  const Sequence& sequence = problem.sequences[task.sequence];
-  alignas(64) float row[kMaxHeadDim];
-  for (int64_t tile = task.tile_begin; tile < task.tile_end; ++tile) {
-    const int64_t begin = tile * kKeyTile;
-    const int64_t end = std::min(begin + kKeyTile, sequence.kv_len);
-    float largest = 0;
-    for (int64_t c = begin; c < end; ++c) {
-      LoadRow(problem.dtype,
-              RowAddress(problem.k, problem.dtype, sequence.kv_begin + c, problem.num_kv_heads,
-                         task.kv_head, problem.head_dim),
-              problem.head_dim, row);
-      const float squared = SquaredNorm(row, problem.head_dim);
-      largest = squared <= largest ? largest : squared;  // NaN stays
-      if (std::isnan(largest)) break;
-    }
-    tile_max[tile] = std::sqrt(largest);
-  }
+void PackTile(const AttentionProblem& problem, const PackedSequence& packed, int64_t tile,
+              Workspace& ws) {
+  PackKeysAndValues(problem, packed, tile, ws);
+  if (packed.factor_head_count > 0) PackFactors(problem, packed, tile, ws);
 }
 
 const char* InstructionSet() { return hwy::TargetName(HWY_TARGET); }
@@ -388,16 +374,18 @@ HWY_AFTER_NAMESPACE();
 namespace flashbias::cpu {
 
 HWY_EXPORT(ComputeAttentionTask);
-HWY_EXPORT(ComputeKeyNorms);
+HWY_EXPORT(PackTile);
 HWY_EXPORT(InstructionSet);
 
-TaskStats ComputeAttentionTask(const AttentionProblem& problem, const AttentionTask& task,
-                               const SkipTable* skip_table, Workspace& workspace) {
-  return HWY_DYNAMIC_DISPATCH(ComputeAttentionTask)(problem, task, skip_table, workspace);
+TaskStats ComputeAttentionTask(const AttentionProblem& problem, const PackedSequence& packed,
+                               const AttentionTask& task, const SkipTable* skip_table,
+                               Workspace& workspace) {
+  return HWY_DYNAMIC_DISPATCH(ComputeAttentionTask)(problem, packed, task, skip_table, workspace);
 }
 
-void ComputeKeyNorms(const AttentionProblem& problem, const KeyNormTask& task, float* tile_max) {
-  HWY_DYNAMIC_DISPATCH(ComputeKeyNorms)(problem, task, tile_max);
+void PackTile(const AttentionProblem& problem, const PackedSequence& packed, int64_t tile,
+              Workspace& workspace) {
+  HWY_DYNAMIC_DISPATCH(PackTile)(problem, packed, tile, workspace);
 }
 
 const char* InstructionSet() { return HWY_DYNAMIC_DISPATCH(InstructionSet)(); }

@@ -7,17 +7,17 @@
 #include <cstdint>
 
 #include "kernels/attention_problem.h"
+#include "kernels/cpu/packed_sequence.h"
 #include "kernels/cpu/workspace.h"
 #include "kernels/skip_table.h"
 
 namespace flashbias::cpu {
 
 // Query rows [q_begin, q_begin + q_count) of heads [head_begin, head_begin + head_count), all of
-// which read the same key/value head. Several heads share a task only when a sequence has few rows,
-// so that its keys are packed once. head_count * q_count <= kQueryTile.
+// which read the same key/value head and key factors. Several heads share a task only when a
+// sequence has few rows. head_count * q_count <= kQueryTile.
 struct AttentionTask {
-  int32_t problem = 0;   // index in the run
-  int32_t sequence = 0;  // index in the problem
+  int32_t packed = 0;  // index of its PackedSequence in the run
   int32_t head_begin = 0;
   int32_t head_count = 0;
   int64_t q_begin = 0;  // 0-based in the sequence
@@ -31,25 +31,19 @@ struct TaskStats {
   int64_t tiles_skipped = 0;
 };
 
-// One key/value head's share of the key-norm pass: tiles [tile_begin, tile_end) of a sequence.
-struct KeyNormTask {
-  int32_t problem = 0;
-  int32_t sequence = 0;
-  int32_t kv_head = 0;
-  int64_t tile_begin = 0;
-  int64_t tile_end = 0;
-};
+// Packs one key tile of all heads of `packed`, and its tile_max. Thread-safe for different
+// workspaces and tiles.
+void PackTile(const AttentionProblem& problem, const PackedSequence& packed, int64_t tile,
+              Workspace& workspace);
 
 // Computes the task into the problem's o and lse. `skip_table` is that of the task's sequence and
-// key/value head, or null when no head of the task can skip. Runs on the best instruction set of
-// this machine. Thread-safe for different workspaces and tasks.
-TaskStats ComputeAttentionTask(const AttentionProblem& problem, const AttentionTask& task,
-                               const SkipTable* skip_table, Workspace& workspace);
+// key/value head, or null when no head of the task can skip. Thread-safe for different workspaces
+// and tasks.
+TaskStats ComputeAttentionTask(const AttentionProblem& problem, const PackedSequence& packed,
+                               const AttentionTask& task, const SkipTable* skip_table,
+                               Workspace& workspace);
 
-// Writes the largest |k| of each of the task's tiles to tile_max[tile_begin .. tile_end).
-void ComputeKeyNorms(const AttentionProblem& problem, const KeyNormTask& task, float* tile_max);
-
-// The instruction set that the two functions above use, for people: "AVX2".
+// The instruction set that the two functions above use, the best of this machine: "AVX2".
 const char* InstructionSet();
 
 }  // namespace flashbias::cpu

@@ -14,6 +14,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/cpu/attention_task.h"
+#include "kernels/cpu/packed_buffer.h"
+#include "kernels/cpu/packed_sequence.h"
 #include "kernels/cpu/task_list.h"
 #include "kernels/cpu/workspace.h"
 
@@ -21,19 +23,33 @@ namespace flashbias {
 namespace {
 
 using cpu::AttentionTask;
-using cpu::KeyNormTask;
+using cpu::PackedSequence;
 using cpu::TaskStats;
 using cpu::Workspace;
 
 constexpr int kMaxThreads = 1024;
-// Key tiles that one key-norm task reads: long enough to hide its start, short enough to balance.
-constexpr int64_t kNormTilesPerTask = 64;
-
-// The skip tables of one problem: [sequence][kv head]; empty when nothing of it can be skipped.
-using ProblemTables = std::vector<std::vector<SkipTable>>;
+// Packed memory that is filled and computed at a time, unless one head alone needs more: large
+// enough for all threads to have work, small enough to stay near the cores. 64 MiB.
+constexpr int64_t kPackedFloats = int64_t{16} << 20;
 
 bool MaySkip(const AttentionProblem& problem) {
   return problem.bias_kind == BiasKind::kAlibi && problem.eps > 0;
+}
+
+// In floats.
+int64_t RoundUpToLine(int64_t n) {
+  return (n + cpu::kMaxLanes - 1) / cpu::kMaxLanes * cpu::kMaxLanes;
+}
+
+// Sets the arrays of `packed` to consecutive parts of `memory`.
+float* AssignMemory(float* memory, PackedSequence& packed) {
+  float* const end = memory + RoundUpToLine(packed.TotalFloats());
+  const auto take = [&memory](int64_t floats) { return std::exchange(memory, memory + floats); };
+  packed.keys = take(packed.kv_head_count * packed.num_tiles * packed.key_tile_floats);
+  packed.values = take(packed.kv_head_count * packed.num_tiles * packed.value_tile_floats);
+  packed.factors = take(packed.factor_head_count * packed.num_tiles * packed.factor_tile_floats);
+  packed.tile_max = take(packed.kv_head_count * packed.num_tiles);
+  return end;
 }
 
 class CpuBackend final : public AttentionBackend {
@@ -44,7 +60,8 @@ class CpuBackend final : public AttentionBackend {
     info_.devices = {absl::StrCat(cpu::InstructionSet(), ", ", num_threads, " threads")};
     info_.dtypes = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
     info_.fast_head_dims = {32, 64, 128};
-    info_.max_concurrent_runs = 2;  // one computes, one waits ready behind it
+    // A second run would only wait behind the first, where nothing can join it or drop out.
+    info_.max_concurrent_runs = 1;
   }
 
   ~CpuBackend() override {
@@ -81,8 +98,9 @@ class CpuBackend final : public AttentionBackend {
         run = std::move(pending_.front());
         pending_.pop_front();
       }
-      arena_.execute([&] { Compute(run.problems, run.stats); });
-      std::move(run.done)(absl::OkStatus());
+      absl::Status status;
+      arena_.execute([&] { status = Compute(run.problems, run.stats); });
+      std::move(run.done)(std::move(status));
     }
   }
 
@@ -110,66 +128,82 @@ class CpuBackend final : public AttentionBackend {
     static_cast<void>(next.load(std::memory_order_acquire));
   }
 
-  void Compute(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats) {
-    const std::vector<ProblemTables> tables = MakeSkipTables(problems);
-    const std::vector<AttentionTask> tasks = cpu::MakeTaskList(problems);
+  absl::Status Compute(absl::Span<const AttentionProblem> problems,
+                       absl::Span<ProblemStats> stats) {
+    std::fill(stats.begin(), stats.end(), ProblemStats{});
+    std::vector<PackedSequence> packed = cpu::MakePackedSequences(problems, kPackedFloats);
+    for (size_t begin = 0; begin < packed.size();) {
+      // One wave: as many as fit into the packed memory.
+      int64_t floats = 0;
+      size_t end = begin;
+      while (end < packed.size()) {
+        const int64_t more = RoundUpToLine(packed[end].TotalFloats());
+        if (end > begin && floats + more > kPackedFloats) break;
+        floats += more;
+        ++end;
+      }
+      float* memory = packed_buffer_.Reserve(static_cast<size_t>(floats));
+      if (memory == nullptr) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("no memory for ", floats * sizeof(float), " bytes of packed keys"));
+      }
+      for (size_t n = begin; n < end; ++n) memory = AssignMemory(memory, packed[n]);
+      ComputeWave(problems, packed, begin, end, stats);
+      begin = end;
+    }
+    return absl::OkStatus();
+  }
+
+  // Packs and computes packed[begin] .. packed[end - 1].
+  void ComputeWave(absl::Span<const AttentionProblem> problems,
+                   absl::Span<const PackedSequence> packed, size_t begin, size_t end,
+                   absl::Span<ProblemStats> stats) {
+    struct PackTask {
+      size_t packed;
+      int64_t tile;
+    };
+    std::vector<PackTask> pack_tasks;
+    for (size_t n = begin; n < end; ++n) {
+      for (int64_t tile = 0; tile < packed[n].num_tiles; ++tile) pack_tasks.push_back({n, tile});
+    }
+    ForEachInOrder(pack_tasks.size(), [&](size_t n, size_t worker) {
+      const PackedSequence& sequence = packed[pack_tasks[n].packed];
+      cpu::PackTile(problems[sequence.problem], sequence, pack_tasks[n].tile, workspaces_[worker]);
+    });
+
+    // [packed - begin][key/value head]; empty where nothing may be skipped.
+    std::vector<std::vector<SkipTable>> tables(end - begin);
+    for (size_t n = begin; n < end; ++n) {
+      if (!MaySkip(problems[packed[n].problem])) continue;
+      for (int head = 0; head < packed[n].kv_head_count; ++head) {
+        tables[n - begin].push_back(MakeSkipTable(absl::MakeConstSpan(
+            packed[n].TileMax(packed[n].kv_head_begin + head), packed[n].num_tiles)));
+      }
+    }
+
+    const std::vector<AttentionTask> tasks = cpu::MakeTaskList(problems, packed, begin, end);
     std::vector<TaskStats> task_stats(tasks.size());
     ForEachInOrder(tasks.size(), [&](size_t n, size_t worker) {
       const AttentionTask& task = tasks[n];
-      const AttentionProblem& problem = problems[task.problem];
-      const ProblemTables& problem_tables = tables[task.problem];
+      const PackedSequence& sequence = packed[task.packed];
+      const AttentionProblem& problem = problems[sequence.problem];
+      const std::vector<SkipTable>& heads = tables[task.packed - begin];
       const int kv_head = task.head_begin / (problem.num_q_heads / problem.num_kv_heads);
-      const SkipTable* table =
-          problem_tables.empty() ? nullptr : &problem_tables[task.sequence][kv_head];
-      task_stats[n] = cpu::ComputeAttentionTask(problem, task, table, workspaces_[worker]);
+      const SkipTable* table = heads.empty() ? nullptr : &heads[kv_head - sequence.kv_head_begin];
+      task_stats[n] =
+          cpu::ComputeAttentionTask(problem, sequence, task, table, workspaces_[worker]);
     });
-    std::fill(stats.begin(), stats.end(), ProblemStats{});
     for (size_t n = 0; n < tasks.size(); ++n) {
-      stats[tasks[n].problem].tiles_computed += task_stats[n].tiles_computed;
-      stats[tasks[n].problem].tiles_skipped += task_stats[n].tiles_skipped;
+      ProblemStats& problem_stats = stats[packed[tasks[n].packed].problem];
+      problem_stats.tiles_computed += task_stats[n].tiles_computed;
+      problem_stats.tiles_skipped += task_stats[n].tiles_skipped;
     }
   }
 
-  std::vector<ProblemTables> MakeSkipTables(absl::Span<const AttentionProblem> problems) {
-    std::vector<std::vector<std::vector<std::vector<float>>>> norms(problems.size());
-    std::vector<KeyNormTask> tasks;
-    for (size_t p = 0; p < problems.size(); ++p) {
-      const AttentionProblem& problem = problems[p];
-      if (!MaySkip(problem)) continue;
-      norms[p].resize(problem.sequences.size());
-      for (size_t s = 0; s < problem.sequences.size(); ++s) {
-        const int64_t tiles = (problem.sequences[s].kv_len + cpu::kKeyTile - 1) / cpu::kKeyTile;
-        norms[p][s].assign(problem.num_kv_heads, std::vector<float>(tiles));
-        for (int head = 0; head < problem.num_kv_heads; ++head) {
-          for (int64_t begin = 0; begin < tiles; begin += kNormTilesPerTask) {
-            tasks.push_back({.problem = static_cast<int32_t>(p),
-                             .sequence = static_cast<int32_t>(s),
-                             .kv_head = head,
-                             .tile_begin = begin,
-                             .tile_end = std::min(begin + kNormTilesPerTask, tiles)});
-          }
-        }
-      }
-    }
-    ForEachInOrder(tasks.size(), [&](size_t n, size_t) {
-      const KeyNormTask& task = tasks[n];
-      cpu::ComputeKeyNorms(problems[task.problem], task,
-                           norms[task.problem][task.sequence][task.kv_head].data());
-    });
-    std::vector<ProblemTables> tables(problems.size());
-    for (size_t p = 0; p < problems.size(); ++p) {
-      tables[p].resize(norms[p].size());
-      for (size_t s = 0; s < norms[p].size(); ++s) {
-        for (const std::vector<float>& tile_max : norms[p][s]) {
-          tables[p][s].push_back(MakeSkipTable(tile_max));
-        }
-      }
-    }
-    return tables;
-  }
-
-  BackendInfo info_;                   // constant after construction
-  std::vector<Workspace> workspaces_;  // one per worker; touched only while a run computes
+  BackendInfo info_;  // constant after construction
+  // Touched only while a run computes, that is by one run at a time.
+  std::vector<Workspace> workspaces_;  // one per worker
+  cpu::PackedBuffer packed_buffer_;
   tbb::task_arena arena_;
 
   absl::Mutex mutex_;

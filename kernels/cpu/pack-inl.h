@@ -40,7 +40,7 @@ HWY_INLINE const char* PhiQueryRow(const LowRankBias& bias, int64_t row, int64_t
 }
 
 // Asks the cache for `bytes` from `from` on. Consecutive rows of one head stand in different pages,
-// where the hardware does not look ahead, and waiting for them would take a third of the time.
+// where the hardware does not look ahead.
 HWY_INLINE void PrefetchRow(const char* from, size_t bytes) {
   constexpr size_t kCacheLine = 64;
   for (size_t i = 0; i < bytes; i += kCacheLine) hwy::Prefetch(from + i);
@@ -72,76 +72,120 @@ HWY_INLINE void Transpose4x4(const float* HWY_RESTRICT from, size_t from_stride,
 #endif
 }
 
-// Inner dimension of the score product: rank columns of the factors, then head_dim columns.
-HWY_INLINE size_t InnerDim(const AttentionProblem& problem) {
-  return (problem.bias_kind == BiasKind::kLowRank ? problem.low_rank.rank : 0) + problem.head_dim;
+// Columns of the score product that a low-rank bias adds to head_dim.
+HWY_INLINE size_t FactorRank(const AttentionProblem& problem) {
+  return problem.bias_kind == BiasKind::kLowRank ? problem.low_rank.rank : 0;
 }
 
-// Packs key rows [begin, begin + count) of the sequence, zero-padded to kKeyTile, transposed. The
-// factors of a low-rank bias are taken relative to the tile's middle key: softmax does not see the
-// difference (it goes into a per-row constant), and it stays exact where the factors are large, as
-// positions are.
-HWY_INLINE void PackKeys(const AttentionProblem& problem, const Sequence& sequence, int kv_head,
-                         int q_head, int64_t begin, size_t count, Workspace& ws) {
-  const size_t head_dim = problem.head_dim;
-  const size_t rank = InnerDim(problem) - head_dim;
-  const size_t inner = rank + head_dim;
-  const size_t stride = RoundUp(inner, kLanes);
+// Floats of a value tile, whose columns are padded to whole vectors.
+HWY_INLINE size_t PaddedHeadDim(const AttentionProblem& problem) {
+  return RoundUp(problem.head_dim, kLanes);
+}
+
+// Four rows of `inner` columns -> columns key .. key + 3 of the panels at `tile`.
+HWY_INLINE void StoreTransposed(const float* HWY_RESTRICT rows, size_t stride, size_t inner,
+                                size_t key, float* HWY_RESTRICT tile) {
+  float* HWY_RESTRICT to = tile + key / kPanel * inner * kPanel + key % kPanel;
+  size_t i = 0;
+  for (; i + 4 <= inner; i += 4) Transpose4x4(rows + i, stride, to + i * kPanel, kPanel);
+  for (; i < inner; ++i) {
+    for (size_t n = 0; n < 4; ++n) to[i * kPanel + n] = rows[n * stride + i];
+  }
+}
+
+// Loads rows [row, row + 4) of a head, as far as they exist, and zeroes the rest.
+template <typename Address>
+HWY_INLINE void LoadFourRows(DType dtype, size_t count, size_t width, size_t stride,
+                             const Address& address, float* HWY_RESTRICT to) {
   const Floats d;
-  if (rank > 0) {
-    const int64_t mid = sequence.kv_begin + begin + static_cast<int64_t>(count / 2);
-    LoadRow(problem.low_rank.dtype, PhiKeyRow(problem.low_rank, mid, q_head), rank,
-            ws.row_buffer.get());
-    std::copy_n(ws.row_buffer.get(), rank, ws.phi_mid.get());
-  }
-  for (size_t c = 0; c < count; ++c) {
-    const int64_t row = sequence.kv_begin + begin + static_cast<int64_t>(c);
-    float* HWY_RESTRICT to = ws.key_rows.get() + c * stride;
-    const char* key =
-        RowAddress(problem.k, problem.dtype, row, problem.num_kv_heads, kv_head, problem.head_dim);
-    if (rank == 0) {
-      LoadRow(problem.dtype, key, head_dim, to);
-      continue;
+  for (size_t n = 0; n < 4; ++n) {
+    if (n < count) {
+      LoadRow(dtype, address(n), width, to + n * stride);
+    } else {
+      for (size_t i = 0; i < stride; i += kLanes) hn::Store(hn::Zero(d), d, to + n * stride + i);
     }
-    LoadRow(problem.low_rank.dtype, PhiKeyRow(problem.low_rank, row, q_head), rank,
-            ws.row_buffer.get());
-    for (size_t i = 0; i < rank; ++i) to[i] = ws.row_buffer[i] - ws.phi_mid[i];
-    LoadRow(problem.dtype, key, head_dim, ws.row_buffer.get());
-    std::copy_n(ws.row_buffer.get(), head_dim, to + rank);
-    std::fill(to + inner, to + stride, 0.0f);
   }
-  for (size_t i = count * stride; i < kKeyTile * stride; i += kLanes) {
-    hn::Store(hn::Zero(d), d, ws.key_rows.get() + i);
+}
+
+// The factors of a low-rank bias are packed relative to the tile's middle key: softmax does not see
+// the difference (it goes into a per-row constant), and it stays exact where the factors are large,
+// as positions are.
+HWY_INLINE int64_t MiddleKey(const Sequence& sequence, int64_t tile) {
+  const int64_t begin = tile * kKeyTile;
+  const int64_t count = std::min<int64_t>(kKeyTile, sequence.kv_len - begin);
+  return sequence.kv_begin + begin + count / 2;
+}
+
+HWY_INLINE void PackFactors(const AttentionProblem& problem, const PackedSequence& packed,
+                            int64_t tile, Workspace& ws) {
+  const LowRankBias& bias = problem.low_rank;
+  const Sequence& sequence = problem.sequences[packed.sequence];
+  const size_t rank = bias.rank;
+  const size_t stride = RoundUp(rank, kLanes);
+  const int64_t begin = sequence.kv_begin + tile * kKeyTile;
+  const auto count =
+      static_cast<size_t>(std::min<int64_t>(kKeyTile, sequence.kv_len - tile * kKeyTile));
+  float* HWY_RESTRICT rows = ws.row_buffer.get();
+  for (int h = 0; h < packed.factor_head_count; ++h) {
+    const int head = packed.factor_head_begin + h;
+    LoadRow(bias.dtype, PhiKeyRow(bias, MiddleKey(sequence, tile), head), rank, ws.phi_mid.get());
+    for (size_t key = 0; key < kKeyTile; key += 4) {
+      const size_t left = count > key ? count - key : 0;
+      LoadFourRows(
+          bias.dtype, left, rank, stride,
+          [&](size_t n) { return PhiKeyRow(bias, begin + static_cast<int64_t>(key + n), head); },
+          rows);
+      for (size_t n = 0; n < std::min<size_t>(left, 4); ++n) {
+        for (size_t i = 0; i < rank; ++i) rows[n * stride + i] -= ws.phi_mid[i];
+      }
+      StoreTransposed(rows, stride, rank, key, packed.FactorTile(head, tile));
+    }
+  }
+}
+
+// Key rows, transposed, and value rows, as panels of kPanel columns (the last one of kLanes where
+// the padded head_dim is an odd number of vectors). Four tokens at a time, all heads of them.
+HWY_INLINE void PackKeysAndValues(const AttentionProblem& problem, const PackedSequence& packed,
+                                  int64_t tile, Workspace& ws) {
+  const Floats d;
+  const Sequence& sequence = problem.sequences[packed.sequence];
+  const size_t head_dim = problem.head_dim;
+  const size_t padded = PaddedHeadDim(problem);
+  const int64_t begin = sequence.kv_begin + tile * kKeyTile;
+  const auto count =
+      static_cast<size_t>(std::min<int64_t>(kKeyTile, sequence.kv_len - tile * kKeyTile));
+  float* HWY_RESTRICT rows = ws.row_buffer.get();
+  for (int h = 0; h < packed.kv_head_count; ++h) {
+    packed.TileMax(packed.kv_head_begin + h)[tile] = 0;
   }
   for (size_t key = 0; key < kKeyTile; key += 4) {
-    const size_t panel = key / kPanel;
-    float* HWY_RESTRICT to = ws.keys.get() + panel * inner * kPanel + key % kPanel;
-    const float* HWY_RESTRICT from = ws.key_rows.get() + key * stride;
-    size_t i = 0;
-    for (; i + 4 <= inner; i += 4) Transpose4x4(from + i, stride, to + i * kPanel, kPanel);
-    for (; i < inner; ++i) {
-      for (size_t n = 0; n < 4; ++n) to[i * kPanel + n] = from[n * stride + i];
-    }
-  }
-}
+    const size_t left = std::min<size_t>(count > key ? count - key : 0, 4);
+    for (int h = 0; h < packed.kv_head_count; ++h) {
+      const int head = packed.kv_head_begin + h;
+      const auto row_of = [&](const void* tensor) {
+        return [&problem, tensor, head, first = begin + static_cast<int64_t>(key)](size_t n) {
+          return RowAddress(tensor, problem.dtype, first + static_cast<int64_t>(n),
+                            problem.num_kv_heads, head, problem.head_dim);
+        };
+      };
+      LoadFourRows(problem.dtype, left, head_dim, padded, row_of(problem.k), rows);
+      float& largest = packed.TileMax(head)[tile];
+      for (size_t n = 0; n < left; ++n) {
+        const float norm = std::sqrt(SquaredNorm(rows + n * padded, head_dim));
+        largest = norm <= largest || std::isnan(largest) ? largest : norm;  // NaN stays
+      }
+      StoreTransposed(rows, padded, head_dim, key, packed.KeyTile(head, tile));
 
-// Packs value rows [begin, begin + count): panels of kPanel columns, the last one of kLanes where
-// the padded head_dim is an odd number of vectors.
-HWY_INLINE void PackValues(const AttentionProblem& problem, const Sequence& sequence, int kv_head,
-                           int64_t begin, size_t count, Workspace& ws) {
-  const Floats d;
-  const size_t head_dim = problem.head_dim;
-  const size_t padded = RoundUp(head_dim, kLanes);
-  for (size_t c = 0; c < count; ++c) {
-    const char* from =
-        RowAddress(problem.v, problem.dtype, sequence.kv_begin + begin + static_cast<int64_t>(c),
-                   problem.num_kv_heads, kv_head, problem.head_dim);
-    LoadRow(problem.dtype, from, head_dim, ws.row_buffer.get());
-    for (size_t column = 0; column < padded; column += kPanel) {
-      const size_t width = std::min(kPanel, padded - column);
-      float* HWY_RESTRICT to = ws.values.get() + column * kKeyTile + c * width;
-      for (size_t i = 0; i < width; i += kLanes) {
-        hn::Store(hn::Load(d, ws.row_buffer.get() + column + i), d, to + i);
+      LoadFourRows(problem.dtype, left, head_dim, padded, row_of(problem.v), rows);
+      float* HWY_RESTRICT values = packed.ValueTile(head, tile);
+      for (size_t column = 0; column < padded; column += kPanel) {
+        const size_t width = std::min(kPanel, padded - column);
+        for (size_t n = 0; n < 4; ++n) {
+          float* HWY_RESTRICT to = values + column * kKeyTile + (key + n) * width;
+          for (size_t i = 0; i < width; i += kLanes) {
+            hn::Store(hn::Load(d, rows + n * padded + column + i), d, to + i);
+          }
+        }
       }
     }
   }

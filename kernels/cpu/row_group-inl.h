@@ -23,6 +23,13 @@ namespace HWY_NAMESPACE {
 // How the bias enters a score. Under a causal mask every key stands to the left of its query.
 enum class ScoreBias { kNone, kAlibiLeft, kAlibiTwoSided, kLowRank };
 
+// The packed tile that a row group is computed against (packed_sequence.h).
+struct TileData {
+  const float* keys;
+  const float* values;
+  const float* factors;  // null without a low-rank bias
+};
+
 // What one row group needs to know of the current tile; keys are 0-based in the tile.
 struct GroupTile {
   size_t begin;  // the group's admitted keys, as a union over its rows
@@ -55,11 +62,11 @@ HWY_INLINE void MultiplyAccumulate(const float* HWY_RESTRICT a, const float* HWY
 
 // Scores of the group's keys into ws.scores, in the log2 domain; row maxima into row_max.
 template <ScoreBias kBias, bool kMasked>
-HWY_INLINE void ComputeScores(const float* HWY_RESTRICT q, size_t inner, const GroupTile& tile,
-                              Workspace& ws, float* HWY_RESTRICT row_max) {
+HWY_INLINE void ComputeScores(const float* HWY_RESTRICT q, size_t rank, size_t head_dim,
+                              const TileData& data, const GroupTile& tile, Workspace& ws,
+                              float* HWY_RESTRICT row_max) {
   const Floats d;
   const Vec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
-  const float* HWY_RESTRICT packed_keys = ws.keys.get();
   float* HWY_RESTRICT scores = ws.scores.get();
   alignas(64) float maxima[kGroupRows * kLanes];
   for (int r = 0; r < kGroupRows; ++r) hn::Store(minus_infinity, d, maxima + r * kLanes);
@@ -67,7 +74,11 @@ HWY_INLINE void ComputeScores(const float* HWY_RESTRICT q, size_t inner, const G
   for (size_t key = tile.begin / kPanel * kPanel; key < tile.end; key += kPanel) {
     Vec acc[kGroupRows][2];
     for (int r = 0; r < kGroupRows; ++r) acc[r][0] = acc[r][1] = hn::Zero(d);
-    MultiplyAccumulate<2, 1, kGroupRows>(q, packed_keys + key * inner, inner, acc);
+    if constexpr (kBias == ScoreBias::kLowRank) {
+      MultiplyAccumulate<2, 1, kGroupRows>(q, data.factors + key * rank, rank, acc);
+    }
+    MultiplyAccumulate<2, 1, kGroupRows>(q + rank * kGroupRows, data.keys + key * head_dim,
+                                         head_dim, acc);
 
     const Vec first = hn::Iota(d, static_cast<float>(key));
     const Vec keys[2] = {first, hn::Add(first, hn::Set(d, static_cast<float>(kLanes)))};
@@ -165,15 +176,15 @@ HWY_INLINE void AccumulateOutput(const GroupTile& tile, const float* HWY_RESTRIC
 }
 
 template <ScoreBias kBias>
-HWY_INLINE void ComputeGroupTile(const GroupTile& tile, size_t group, size_t inner, size_t head_dim,
-                                 Workspace& ws) {
+HWY_INLINE void ComputeGroupTile(const TileData& data, const GroupTile& tile, size_t group,
+                                 size_t rank, size_t head_dim, Workspace& ws) {
   alignas(64) float row_max[kGroupRows];
   alignas(64) float rescale[RoundUp(kGroupRows, kLanes)];
-  const float* q = ws.q.get() + group * inner * kGroupRows;
+  const float* q = ws.q.get() + group * (rank + head_dim) * kGroupRows;
   if (tile.masked) {
-    ComputeScores<kBias, true>(q, inner, tile, ws, row_max);
+    ComputeScores<kBias, true>(q, rank, head_dim, data, tile, ws, row_max);
   } else {
-    ComputeScores<kBias, false>(q, inner, tile, ws, row_max);
+    ComputeScores<kBias, false>(q, rank, head_dim, data, tile, ws, row_max);
   }
   const size_t first_row = group * kGroupRows;
   OnlineSoftmax(tile, first_row, row_max, ws, rescale);
@@ -182,10 +193,10 @@ HWY_INLINE void ComputeGroupTile(const GroupTile& tile, size_t group, size_t inn
   float* o = ws.o.get() + first_row * padded;
   size_t column = 0;
   for (; column + kPanel <= padded; column += kPanel) {
-    AccumulateOutput<2>(tile, ws.values.get() + column * kKeyTile, rescale, padded, ws, o + column);
+    AccumulateOutput<2>(tile, data.values + column * kKeyTile, rescale, padded, ws, o + column);
   }
   if (column < padded) {
-    AccumulateOutput<1>(tile, ws.values.get() + column * kKeyTile, rescale, padded, ws, o + column);
+    AccumulateOutput<1>(tile, data.values + column * kKeyTile, rescale, padded, ws, o + column);
   }
 }
 

@@ -19,15 +19,16 @@ namespace flashbias::cpu {
 // AVX-512 (vector-inl.h).
 inline constexpr int kMinGroupRows = 6;
 inline constexpr int kMaxGroupRows = 12;
-// Query rows of a task at most. Reading and packing a key tile costs about as much as computing 20
-// rows against it, so tasks are long; short sequences are cut finer, to have tasks for all threads.
+// Query rows of a task at most; short sequences are cut finer, to have tasks for all threads.
 inline constexpr int kQueryTile = 32 * kMaxGroupRows;
 inline constexpr int kShortQueryTile = kQueryTile / 2;
 inline constexpr int64_t kLongSequence = 2 * kQueryTile;
 inline constexpr int kMaxGroups = kQueryTile / kMinGroupRows;
-// Keys packed at a time.
+// Keys of a packed tile.
 inline constexpr int kKeyTile = 64;
 inline constexpr int kMaxInnerDim = kMaxHeadDim + kMaxRank;
+// Vectors have at most this many floats on any instruction set.
+inline constexpr int kMaxLanes = 16;
 
 // Per query row of the task. Key rows are 0-based in the sequence; the logits of a row are kept in
 // the log2 domain and relative to its reference bias, which keeps far-away positions exact.
@@ -47,20 +48,14 @@ struct Workspace {
   Workspace()
       : q(hwy::AllocateAligned<float>(kQueryTile * kMaxInnerDim)),
         o(hwy::AllocateAligned<float>(kQueryTile * kMaxHeadDim)),
-        keys(hwy::AllocateAligned<float>(kKeyTile * kMaxInnerDim)),
-        values(hwy::AllocateAligned<float>(kKeyTile * kMaxHeadDim)),
-        key_rows(hwy::AllocateAligned<float>(kKeyTile * kMaxInnerDim)),
         scores(hwy::AllocateAligned<float>(kMaxGroupRows * kKeyTile)),
-        row_buffer(hwy::AllocateAligned<float>(kMaxInnerDim)),
+        row_buffer(hwy::AllocateAligned<float>(4 * kMaxHeadDim)),
         phi_mid(hwy::AllocateAligned<float>(kMaxRank)) {}
 
   hwy::AlignedFreeUniquePtr<float[]> q;           // [group][inner dim][group rows]
   hwy::AlignedFreeUniquePtr<float[]> o;           // [row][padded head_dim]
-  hwy::AlignedFreeUniquePtr<float[]> keys;        // [panel][inner dim][panel width]
-  hwy::AlignedFreeUniquePtr<float[]> values;      // [panel][key][panel width]
-  hwy::AlignedFreeUniquePtr<float[]> key_rows;    // [key][padded inner dim], before transposing
   hwy::AlignedFreeUniquePtr<float[]> scores;      // [group rows][kKeyTile]
-  hwy::AlignedFreeUniquePtr<float[]> row_buffer;  // one converted row
+  hwy::AlignedFreeUniquePtr<float[]> row_buffer;  // up to four converted rows
   hwy::AlignedFreeUniquePtr<float[]> phi_mid;     // phi_k of the tile's middle key
 
   std::array<RowState, kQueryTile> rows;

@@ -3,10 +3,10 @@
 //
 //   cpu_attention_bench --benchmark_filter='D32/H50/N1024'
 //
-// GFLOP/s counts 4 D operations for every (query, key) pair of the causal triangle, N (N + 1) / 2 of
-// them a head, whether they were computed or skipped: with skipping on it is an equivalent rate, and
-// only 'skip_off' rows have a share of peak. FLASHBIAS_BENCH_THREADS ("1,2" by default) lists the
-// thread counts.
+// GFLOP/s counts 4 D operations for every (query, key) pair of the causal triangle, N (N + 1) / 2
+// of them a head, whether they were computed or skipped: with skipping on it is an equivalent rate,
+// and only 'skip_off' rows have a share of peak. FLASHBIAS_BENCH_THREADS ("1,2" by default) lists
+// the thread counts.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -91,9 +91,8 @@ void BenchmarkShape(benchmark::State& state, const Shape& shape, float eps, int 
     state.counters["of_peak"] =
         benchmark::Counter(gflop / peak_gflops, benchmark::Counter::kIsIterationInvariantRate);
   }
-  state.counters["skipped"] =
-      static_cast<double>(stats.tiles_skipped) /
-      static_cast<double>(stats.tiles_skipped + stats.tiles_computed);
+  state.counters["skipped"] = static_cast<double>(stats.tiles_skipped) /
+                              static_cast<double>(stats.tiles_skipped + stats.tiles_computed);
 }
 
 std::vector<int> ThreadCounts() {
@@ -122,9 +121,7 @@ void RegisterAll() {
                 absl::StrCat("D", head_dim, "/H", heads, "/N", length, "/", Name(dtype),
                              eps == 0 ? "/skip_off" : "/skip_on", "/threads:", threads)
                     .c_str(),
-                [=](benchmark::State& state) {
-                  BenchmarkShape(state, shape, eps, threads, peak);
-                })
+                [=](benchmark::State& state) { BenchmarkShape(state, shape, eps, threads, peak); })
                 ->UseRealTime()
                 ->Unit(benchmark::kMillisecond);
           }

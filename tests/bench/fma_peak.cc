@@ -25,7 +25,8 @@ double SpinFma(int64_t steps, float* sink) {
   const auto factor = hn::Set(d, 0.999999f);
   const auto term = hn::Set(d, 1e-6f);
   // Different values each, or the compiler keeps one chain for all of them.
-  const auto start = [d](int n) HWY_ATTR { return hn::Set(d, 1.0f + 0.01f * static_cast<float>(n)); };
+  const auto start = [d](int n)
+                         HWY_ATTR { return hn::Set(d, 1.0f + 0.01f * static_cast<float>(n)); };
   auto a0 = start(0), a1 = start(1), a2 = start(2), a3 = start(3), a4 = start(4), a5 = start(5);
   auto a6 = start(6), a7 = start(7), a8 = start(8), a9 = start(9), a10 = start(10), a11 = start(11);
   for (int64_t i = 0; i < steps; ++i) {

@@ -40,7 +40,7 @@ AttendResult RightAnswer(const Workload& workload, int input) {
       for (int64_t d = 0; d < shape.head_dim; ++d) {
         StoreElement(shape.dtype, result.o.data(), begin + d, static_cast<float>(reference.o[d]));
       }
-      result.lse.push_back(static_cast<float>(reference.lse));
+      if (shape.want_lse) result.lse.push_back(static_cast<float>(reference.lse));
     }
   }
   return result;
@@ -66,6 +66,22 @@ TEST(VerifierTest, RightAnswersPassInEveryDType) {
       EXPECT_LT(report.max_o_error, report.limit);
     }
   }
+}
+
+TEST(VerifierTest, TheRoundingOfFewValuesIsNoFault) {
+  const auto workload =
+      Workload::Create({.heads = 4, .head_dim = 1, .seq_len = 64, .num_inputs = 1});
+  ASSERT_TRUE(workload.ok()) << workload.status();
+  Verifier verifier(workload->get(), /*pool_rows=*/256, /*rows_per_answer=*/1, /*seed=*/5);
+  std::mt19937_64 random(7);
+  const AttendResult result = RightAnswer(**workload, 0);
+  std::vector<AnswerSample> samples;
+  for (int n = 0; n < 300; ++n) samples.push_back(verifier.Sample(0, result, &random));
+  const VerifyReport report = verifier.Verify(samples);
+  EXPECT_EQ(report.wrong, 0);
+  // Single float16 values err by up to 2^-11.
+  EXPECT_GT(report.max_o_error, report.limit);
+  EXPECT_LT(report.max_o_error, 0x1p-11);
 }
 
 TEST(VerifierTest, TheAnswerToAnotherInputIsWrong) {

@@ -13,12 +13,12 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kernels/attention_backend.h"
 #include "kernels/reference/reference_attention.h"
+#include "server/mutex.h"
 
 namespace flashbias::server {
 
@@ -33,7 +33,7 @@ class PuppetBackend final : public AttentionBackend {
   }
   // With automatic on, a run ends well within the call to Run.
   void set_automatic(bool automatic) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     automatic_ = automatic;
   }
 
@@ -44,10 +44,11 @@ class PuppetBackend final : public AttentionBackend {
     RunInFlight run{.problems = problems, .stats = stats, .done = std::move(done)};
     bool automatic;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       automatic = automatic_;
       sizes_.push_back(problems.size());
       if (!automatic) runs_.push_back(std::move(run));
+      mutex_.NotifyWaiters();
     }
     if (automatic) End(std::move(run), absl::OkStatus());
   }
@@ -56,7 +57,7 @@ class PuppetBackend final : public AttentionBackend {
   void EndRun(const absl::Status& status = absl::OkStatus()) {
     RunInFlight run;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       assert(!runs_.empty());
       run = std::move(runs_.front());
       runs_.pop_front();
@@ -66,18 +67,19 @@ class PuppetBackend final : public AttentionBackend {
 
   // Number of problems of each run so far, in order.
   std::vector<size_t> run_sizes() const {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return sizes_;
   }
   size_t runs_in_flight() const {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return runs_.size();
   }
   // Whether that many runs are in flight within ten seconds; for tests with real threads.
   bool WaitForRunsInFlight(size_t count) {
-    absl::MutexLock lock(&mutex_);
-    const auto reached = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return runs_.size() >= count; };
-    return mutex_.AwaitWithTimeout(absl::Condition(&reached), absl::Seconds(10));
+    MutexLock lock(&mutex_);
+    return mutex_.Await([&]()
+                            ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return runs_.size() >= count; },
+                        absl::Now() + absl::Seconds(10));
   }
 
  private:
@@ -115,7 +117,7 @@ class PuppetBackend final : public AttentionBackend {
   }
 
   BackendInfo info_;
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   bool automatic_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<RunInFlight> runs_ ABSL_GUARDED_BY(mutex_);
   std::vector<size_t> sizes_ ABSL_GUARDED_BY(mutex_);

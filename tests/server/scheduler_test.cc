@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/executor.h"
 #include "server/metrics.h"
+#include "server/mutex.h"
 #include "server/scheduler_thread.h"
 #include "tests/server/fake_clock.h"
 #include "tests/server/puppet_backend.h"
@@ -94,7 +95,7 @@ class SchedulerTest : public testing::Test {
                                .deadline = clock_.Now() + shape.deadline},
         [this, name](Outcome outcome) {
           ++finishes_;
-          absl::MutexLock lock(&mutex_);
+          MutexLock lock(&mutex_);
           outcomes_[name] = std::move(outcome);
         });
   }
@@ -106,18 +107,18 @@ class SchedulerTest : public testing::Test {
 
   // "" while unfinished.
   std::string CodeOf(const std::string& name) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     const auto at = outcomes_.find(name);
     return at == outcomes_.end() ? "" : absl::StatusCodeToString(at->second.status.code());
   }
   Outcome Take(const std::string& name) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     Outcome outcome = std::move(outcomes_.at(name));
     outcomes_.erase(name);
     return outcome;
   }
   void DropOutcomes() {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     outcomes_.clear();
   }
   std::string Metric(const std::string& line_start) const {
@@ -134,7 +135,7 @@ class SchedulerTest : public testing::Test {
   std::atomic<int> submitted_ = 0;
   std::atomic<int> finishes_ = 0;
   std::deque<Sequence> sequences_;
-  absl::Mutex mutex_;
+  Mutex mutex_;
   std::map<std::string, Outcome> outcomes_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<PuppetBackend> backend_;
   std::unique_ptr<Executor> executor_;
