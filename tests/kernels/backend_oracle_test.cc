@@ -27,6 +27,7 @@ using support::SlopeKind;
 constexpr DType kDTypes[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
 constexpr int64_t kMillion = 1'000'000;
 constexpr int64_t kFar = int64_t{1} << 40;
+constexpr int64_t kLong = support::kSlowBuild ? 1031 : 8191;
 
 using Cases = std::vector<AttentionCase>;
 
@@ -64,13 +65,13 @@ Cases LongSequences() {
       c.eps = eps;
       c.num_q_heads = c.num_kv_heads = 4;
       c.slopes = SlopeKind::kRange;
-      c.sequences = {{.q_len = 8191, .kv_len = 8191}};
+      c.sequences = {{.q_len = kLong, .kv_len = kLong}};
       Add(&cases, c, "alibi_", Name(dtype), eps == 0 ? "_dense" : "_skipping");
     }
   }
   AttentionCase c;
   c.num_q_heads = c.num_kv_heads = 2;
-  c.sequences = {{.q_len = 8191, .kv_len = 8191}};
+  c.sequences = {{.q_len = kLong, .kv_len = kLong}};
   c.dtype = DType::kFloat16;
   c.bias = BiasKind::kNone;
   Add(&cases, c, "no_bias_float16");
@@ -90,7 +91,7 @@ Cases LongSequences() {
   Add(&cases, c, "tiny_float32");
   // One query row against a long cache.
   c.slopes = SlopeKind::kRange;
-  c.sequences = {{.q_len = 1, .kv_len = 8191}};
+  c.sequences = {{.q_len = 1, .kv_len = kLong}};
   c.num_q_heads = 8;
   Add(&cases, c, "decode_float32");
   return cases;
