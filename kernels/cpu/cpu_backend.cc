@@ -219,8 +219,8 @@ absl::StatusOr<std::unique_ptr<AttentionBackend>> CreateCpuBackend(
     const CpuBackendOptions& options) {
   int num_threads = options.num_threads;
   if (num_threads < 0 || num_threads > kMaxThreads) {
-    return absl::InvalidArgumentError(absl::StrCat("cpu threads is ", num_threads,
-                                                   "; accepted are 0 (one per hardware thread) to ",
+    return absl::InvalidArgumentError(absl::StrCat("cpu_threads is ", num_threads,
+                                                   "; accepted: 0 (one per hardware thread) to ",
                                                    kMaxThreads));
   }
   if (num_threads == 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
