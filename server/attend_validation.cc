@@ -75,18 +75,19 @@ absl::StatusOr<DType> CheckTensor(const char* name, const TensorFields& tensor, 
   // Negative extents first, so that no order of extents lets one hide behind a zero.
   for (const int64_t extent : tensor.shape) {
     if (extent < 0) {
-      return Invalid(name, ".shape is ", ShapeText(tensor.shape), "; extents must not be negative");
+      return Invalid(name, ".shape is ", ShapeText(tensor.shape),
+                     "; accepted: extents of 0 or more");
     }
   }
   int64_t bytes = static_cast<int64_t>(SizeOf(*dtype));
   for (const int64_t extent : tensor.shape) {
     if (__builtin_mul_overflow(bytes, extent, &bytes) || bytes > kMaxElements) {
-      return Invalid(name, ".shape is ", ShapeText(tensor.shape), "; its size exceeds 2^62 bytes");
+      return Invalid(name, ".shape is ", ShapeText(tensor.shape), "; accepted: at most 2^62 bytes");
     }
   }
   if (tensor.data.size() != static_cast<uint64_t>(bytes)) {
-    return Invalid(name, ".data has ", tensor.data.size(), " bytes; ", name, ".shape ",
-                   ShapeText(tensor.shape), " of ", Name(*dtype), " takes ", bytes);
+    return Invalid(name, ".data has ", tensor.data.size(), " bytes; accepted: ", bytes, ", what ",
+                   name, ".shape ", ShapeText(tensor.shape), " of ", Name(*dtype), " takes");
   }
   return *dtype;
 }
@@ -129,13 +130,9 @@ absl::Status CheckQkv(const AttendFields& fields, const AttendLimits& limits,
     return Invalid("k.shape is ", ShapeText(fields.k.shape), ": head_dim is ", fields.k.shape[2],
                    "; accepted: that of q, ", head_dim);
   }
-  if (num_kv_heads < 1) {
+  if (num_kv_heads < 1 || num_q_heads % num_kv_heads != 0) {
     return Invalid("k.shape is ", ShapeText(fields.k.shape), ": num_kv_heads is ", num_kv_heads,
                    "; accepted: a positive divisor of num_q_heads ", num_q_heads);
-  }
-  if (num_q_heads % num_kv_heads != 0) {
-    return Invalid("k.shape is ", ShapeText(fields.k.shape), ": num_kv_heads ", num_kv_heads,
-                   " does not divide num_q_heads ", num_q_heads);
   }
   if (fields.v.shape != fields.k.shape) {
     return Invalid("v.shape is ", ShapeText(fields.v.shape), "; accepted: that of k, ",
@@ -159,7 +156,7 @@ absl::Status CheckLens(const char* name, absl::Span<const int64_t> lens, const c
   int64_t sum = 0;
   for (size_t n = 0; n < lens.size(); ++n) {
     if (lens[n] < 0) {
-      return Invalid(name, "[", n, "] is ", lens[n], "; lengths must not be negative");
+      return Invalid(name, "[", n, "] is ", lens[n], "; accepted: 0 or more");
     }
     if (__builtin_add_overflow(sum, lens[n], &sum)) {
       return Invalid(name, " sums to more than 2^63; accepted: ", total_name, " ", total);

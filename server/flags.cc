@@ -1,9 +1,13 @@
 #include "server/flags.h"
 
 #include <cstdint>
+#include <map>
 #include <string_view>
 
+#include "absl/flags/commandlineflag.h"
 #include "absl/flags/flag.h"
+#include "absl/flags/reflection.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 using flashbias::server::ServerOptions;
@@ -112,6 +116,26 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags() {
   if (!format.ok()) return format.status();
   options.log_format = *format;
   return options;
+}
+
+bool IsServerFlagFile(absl::string_view file) {
+  // As the compiler was given its path, whatever that looks like.
+  return absl::EndsWith(file, __FILE__) || absl::EndsWith(__FILE__, file);
+}
+
+std::string HelpText() {
+  std::map<std::string, const absl::CommandLineFlag*> sorted;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (IsServerFlagFile(flag->Filename())) sorted.emplace(std::string(name), flag);
+  }
+  std::string text =
+      "flashbias-server serves attention with ALiBi or low-rank bias over gRPC.\n"
+      "Flags, as --flag=value; --flagfile=PATH reads them from a file, one a line:\n\n";
+  for (const auto& [name, flag] : sorted) {
+    absl::StrAppend(&text, "  --", name, " (default: ", flag->DefaultValue(), ")\n      ",
+                    flag->Help(), "\n");
+  }
+  return text;
 }
 
 }  // namespace flashbias::server

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "kernels/backend_factory.h"
 #include "server/log.h"
@@ -25,6 +26,12 @@ struct ProgramOptions {
 
 // INVALID_ARGUMENT naming the flag, its value and what is accepted.
 absl::StatusOr<ProgramOptions> OptionsFromFlags();
+
+// Whether `file` defines flags of the server, as --help and its kin ask.
+bool IsServerFlagFile(absl::string_view file);
+
+// Every flag of the server with its meaning and default, for --help.
+std::string HelpText();
 
 }  // namespace flashbias::server
 

@@ -3,10 +3,12 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -14,9 +16,9 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/backend_factory.h"
 #include "server/flags.h"
@@ -61,20 +63,26 @@ int WaitForSignal(const sigset_t& signals) {
   _exit(1);
 }
 
-// Renamed into place, so that whoever waits for the file never reads half of it.
-bool WritePorts(const std::string& path, const Server& server) {
+// Renamed into place, so that whoever waits for the file never reads half of it. The reason where
+// it failed, "" where it did not.
+std::string WritePorts(const std::string& path, const Server& server) {
+  errno = 0;
   const std::string partial = path + ".partial";
   std::ofstream file(partial);
   file << "grpc_port=" << server.port() << "\nmetrics_port=" << server.metrics_port() << "\n";
   file.close();
-  return file.good() && std::rename(partial.c_str(), path.c_str()) == 0;
+  if (file.good() && std::rename(partial.c_str(), path.c_str()) == 0) return "";
+  return std::error_code(errno, std::generic_category()).message();
 }
+
+// 2: the flags have to change; 1: the machine would not serve with them.
+int ExitCode(const absl::Status& status) { return absl::IsInvalidArgument(status) ? 2 : 1; }
 
 int Run() {
   const absl::StatusOr<ProgramOptions> options = OptionsFromFlags();
   if (!options.ok()) {
     Log(LogLevel::kError, "bad flags", {{"error", std::string(options.status().message())}});
-    return 2;
+    return ExitCode(options.status());
   }
   InitLog(options->log_level, options->log_format);
   const sigset_t signals = BlockSignals();
@@ -82,7 +90,7 @@ int Run() {
   absl::StatusOr<std::unique_ptr<AttentionBackend>> backend = CreateBackend(options->backend);
   if (!backend.ok()) {
     Log(LogLevel::kError, "no backend", {{"error", backend.status().ToString()}});
-    return 1;
+    return ExitCode(backend.status());
   }
   const BackendInfo info = (*backend)->info();
   const ServerOptions& limits = options->server;
@@ -111,11 +119,15 @@ int Run() {
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Create(limits, *std::move(backend));
   if (!server.ok()) {
     Log(LogLevel::kError, "cannot serve", {{"error", server.status().ToString()}});
-    return 1;
+    return ExitCode(server.status());
   }
-  if (!options->port_file.empty() && !WritePorts(options->port_file, **server)) {
-    Log(LogLevel::kError, "cannot write the port file", {{"port_file", options->port_file}});
-    return 1;
+  if (!options->port_file.empty()) {
+    const std::string error = WritePorts(options->port_file, **server);
+    if (!error.empty()) {
+      Log(LogLevel::kError, "cannot write the port file",
+          {{"port_file", options->port_file}, {"error", error}});
+      return 1;
+    }
   }
   Log(LogLevel::kInfo, "serving",
       {{"port", (*server)->port()}, {"metrics_port", (*server)->metrics_port()}});
@@ -140,15 +152,19 @@ int Run() {
 }  // namespace flashbias::server
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(
-      "Serves attention with ALiBi or low-rank bias over gRPC.\n"
-      "Flags may also come from a file: --flagfile=PATH, one --flag=value a line.");
+  // abseil's own --help ends with exit code 1.
+  for (int n = 1; n < argc; ++n) {
+    const absl::string_view argument = argv[n];
+    if (argument == "--help" || argument == "-help") {
+      std::fputs(flashbias::server::HelpText().c_str(), stdout);
+      return 0;
+    }
+  }
+  absl::SetProgramUsageMessage("Serves attention with ALiBi or low-rank bias over gRPC.");
   absl::FlagsUsageConfig usage;
-  const auto is_ours = [](absl::string_view file) {
-    return absl::StrContains(file, "server/flags");
-  };
-  usage.contains_help_flags = is_ours;
-  usage.contains_helpshort_flags = is_ours;
+  usage.contains_help_flags = flashbias::server::IsServerFlagFile;
+  usage.contains_helpshort_flags = flashbias::server::IsServerFlagFile;
+  usage.contains_helppackage_flags = flashbias::server::IsServerFlagFile;
   usage.version_string = [] { return absl::StrCat("flashbias-server ", FLASHBIAS_VERSION, "\n"); };
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);

@@ -16,14 +16,22 @@ namespace {
 constexpr std::array kMethods = {"Attend", "GetServerInfo"};
 constexpr std::array kStages = {"receive", "queue", "compute", "send"};
 constexpr std::array kReasons = {"queue", "deadline", "invalid", "draining", "memory"};
-constexpr std::array kWheres = {"queue", "running"};
+constexpr std::array kWheres = {"receiving", "queue", "running"};
 constexpr const char* kTransport = "grpc";
 constexpr int kStatusCodes = 17;  // OK to UNAUTHENTICATED
 
 // 100 us to 60 s, 1.6x apart.
-prometheus::Histogram::BucketBoundaries SecondsBuckets() {
+prometheus::Histogram::BucketBoundaries RequestSecondsBuckets() {
   prometheus::Histogram::BucketBoundaries bounds;
   for (int k = 0; k <= 28; ++k) bounds.push_back(100e-6 * std::pow(1.6, k));
+  bounds.push_back(60);
+  return bounds;
+}
+
+// 1 us to 60 s, 2.5x apart: a stage may take microseconds.
+prometheus::Histogram::BucketBoundaries StageSecondsBuckets() {
+  prometheus::Histogram::BucketBoundaries bounds;
+  for (int k = 0; k <= 19; ++k) bounds.push_back(1e-6 * std::pow(2.5, k));
   bounds.push_back(60);
   return bounds;
 }
@@ -95,12 +103,12 @@ Metrics::Metrics(const std::string& version, const std::string& backend)
                          {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
     }
     m.request_duration[method] = &request_duration.Add(
-        {{"method", kMethods[method]}, {"transport", kTransport}}, SecondsBuckets());
+        {{"method", kMethods[method]}, {"transport", kTransport}}, RequestSecondsBuckets());
   }
   auto& stages = m.HistogramFamily("stage_duration_seconds",
                                    "Time that answered Attend calls spent in each stage.");
   for (size_t stage = 0; stage < kStages.size(); ++stage) {
-    m.stage_duration[stage] = &stages.Add({{"stage", kStages[stage]}}, SecondsBuckets());
+    m.stage_duration[stage] = &stages.Add({{"stage", kStages[stage]}}, StageSecondsBuckets());
   }
 
   m.batch_requests =

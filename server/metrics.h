@@ -22,7 +22,8 @@ enum class Method { kAttend, kGetServerInfo };
 enum class Stage { kReceive, kQueue, kCompute, kSend };
 // kMemory: the answer would exceed the message limit.
 enum class RejectReason { kQueue, kDeadline, kInvalid, kDraining, kMemory };
-enum class CancelWhere { kQueue, kRunning };
+// kReceiving: before the whole message had come.
+enum class CancelWhere { kReceiving, kQueue, kRunning };
 
 class Metrics {
  public:

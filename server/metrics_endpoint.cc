@@ -22,9 +22,9 @@ absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Create(const s
   // The HTTP library reports a bad or taken address by throwing.
   try {
     impl->exposer = std::make_unique<prometheus::Exposer>(address);
-  } catch (const std::exception& error) {
+  } catch (const std::exception&) {  // its text names the library, not the reason
     return absl::UnavailableError(absl::StrCat("metrics_address is '", address,
-                                               "': cannot listen there (", error.what(), ")"));
+                                               "': cannot listen there (taken or not local)"));
   }
   impl->exposer->RegisterCollectable(impl->collectable);
   return std::unique_ptr<MetricsEndpoint>(new MetricsEndpoint(std::move(impl)));

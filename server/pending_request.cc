@@ -29,8 +29,8 @@ PendingRequest::~PendingRequest() {
   completion_->Finish({.status = absl::InternalError("the server lost the request")});
 }
 
-void PendingRequest::Fail(std::unique_ptr<PendingRequest> request, absl::Status status) {
-  request->completion_->Finish({.status = std::move(status)});
+bool PendingRequest::Fail(std::unique_ptr<PendingRequest> request, absl::Status status) {
+  return request->completion_->Finish({.status = std::move(status)});
 }
 
 void PendingRequest::Succeed(std::unique_ptr<PendingRequest> request, Outcome outcome) {

@@ -67,10 +67,15 @@ class Completion {
   // outcome came first. Never call it with a mutex held: the callback may do anything.
   bool Finish(Outcome outcome);
 
+  // Marked when the request leaves the queue in a batch; for counting only.
+  void set_running() { running_.store(true, std::memory_order_relaxed); }
+  bool running() const { return running_.load(std::memory_order_relaxed); }
+
   bool finished() const { return finished_.load(std::memory_order_acquire); }
 
  private:
   std::atomic<bool> finished_ = false;
+  std::atomic<bool> running_ = false;
   Callback callback_;  // used only by the thread that set finished_
 };
 
@@ -103,9 +108,10 @@ class PendingRequest {
   // Shared, so that a caller can cancel whoever owns the request by then.
   const std::shared_ptr<Completion>& completion() const { return completion_; }
 
-  // Consume the request. The second hands the outputs over; it adds the problem, its storage and
+  // Consume the request; Fail returns whether its status is the answer, that is whether no other
+  // outcome came first. Succeed hands the outputs over; it adds the problem, its storage and
   // receive_duration to `outcome`.
-  static void Fail(std::unique_ptr<PendingRequest> request, absl::Status status);
+  static bool Fail(std::unique_ptr<PendingRequest> request, absl::Status status);
   static void Succeed(std::unique_ptr<PendingRequest> request, Outcome outcome);
 
  private:

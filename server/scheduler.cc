@@ -138,8 +138,16 @@ void Scheduler::Cancel(const Ticket& ticket, absl::Status status) {
     waiting = RemoveLocked(ticket.id);
     if (waiting != nullptr) QueueChangedLocked();
   }
-  const CancelWhere where = waiting != nullptr ? CancelWhere::kQueue : CancelWhere::kRunning;
-  if (ticket.completion->Finish({.status = std::move(status)})) metrics_->Cancelled(where);
+  const bool running = ticket.completion->running();
+  const bool expired = absl::IsDeadlineExceeded(status);
+  if (!ticket.completion->Finish({.status = std::move(status)})) return;
+  if (running) {
+    metrics_->Cancelled(CancelWhere::kRunning);
+  } else if (expired) {
+    metrics_->Rejected(RejectReason::kDeadline);  // as where the timer comes first
+  } else {
+    metrics_->Cancelled(CancelWhere::kQueue);
+  }
 }
 
 absl::Time Scheduler::Poll(absl::Time now) {
@@ -156,8 +164,9 @@ absl::Time Scheduler::Poll(absl::Time now) {
       if (batch != nullptr || !expired.empty()) QueueChangedLocked();
     }
     for (auto& request : expired) {
-      metrics_->Rejected(RejectReason::kDeadline);
-      PendingRequest::Fail(std::move(request), Expired("while the request was queued"));
+      if (PendingRequest::Fail(std::move(request), Expired("while the request was queued"))) {
+        metrics_->Rejected(RejectReason::kDeadline);
+      }
     }
     if (batch == nullptr) return again;
     executor_->Run(std::move(batch), [this] { Wake(); });
@@ -267,6 +276,7 @@ std::unique_ptr<Batch> Scheduler::CutLocked(const BatchKey& key) {
                       batch->work() + next.request->work() <= limits.max_work &&
                       batch->bytes() + next.request->bytes() <= limits.max_bytes;
     if (batch->num_requests() > 0 && !fits) break;
+    next.request->completion()->set_running();
     batch->Add(RemoveLocked(next.id));
   }
   return batch;

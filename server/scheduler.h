@@ -77,6 +77,8 @@ class Scheduler {
 
   // Finishes the request with `status` and, where it still waits, frees its place in the queue;
   // where it runs, its result is discarded. Nothing happens to one that is finished already.
+  // Whoever finishes a request counts it: DEADLINE_EXCEEDED of one that does not run yet as
+  // rejected{deadline}, everything else as cancelled.
   void Cancel(const Ticket& ticket, absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Drops what expired, starts every batch that is due and has a slot; returns when to call again

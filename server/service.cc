@@ -53,6 +53,15 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
   // it only after the handler has returned it.
   void Begin(grpc::ByteBuffer* message) {
     Metrics& metrics = *service_->metrics_;
+    // gRPC also starts a call that died while its message was arriving, with an invalid buffer
+    // (that of an empty message is valid).
+    if (!message->Valid() || context_->IsCancelled()) {
+      metrics.Cancelled(CancelWhere::kReceiving);
+      Answer({.status = DeadlinePassed()
+                            ? absl::DeadlineExceededError("the deadline passed before the message")
+                            : absl::CancelledError("the caller left before its message came")});
+      return;
+    }
     const auto message_bytes = static_cast<int64_t>(message->Length());
     metrics.ReceivedMessage(message_bytes);
     // Under overload this spares the decoding.
@@ -79,10 +88,10 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
 
   void OnCancel() override {
     if (ticket_.completion == nullptr) return;  // answered in Begin
-    const bool expired = absl::FromChrono(context_->deadline()) <= service_->clock_->Now();
     service_->scheduler_->Cancel(
-        ticket_, expired ? absl::DeadlineExceededError("the deadline passed before the answer")
-                         : absl::CancelledError("the caller cancelled"));
+        ticket_, DeadlinePassed()
+                     ? absl::DeadlineExceededError("the deadline passed before the answer")
+                     : absl::CancelledError("the caller cancelled"));
   }
 
   void OnDone() override {
@@ -92,6 +101,10 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
   }
 
  private:
+  bool DeadlinePassed() const {
+    return absl::FromChrono(context_->deadline()) <= service_->clock_->Now();
+  }
+
   void Answer(Outcome outcome) {
     Metrics& metrics = *service_->metrics_;
     if (outcome.status.ok()) {
@@ -152,6 +165,8 @@ Service::Service(const ServerOptions& options, const BackendInfo& backend, const
   info_.set_max_queue_bytes(options.scheduler.max_queue_bytes);
   info_.set_default_eps(kDefaultEps);
   info_.set_max_eps(kMaxEps);
+  info_.set_max_sequences(options.max_sequences);
+  info_.set_max_heads(kMaxHeads);
 }
 
 grpc::ServerUnaryReactor* Service::Attend(grpc::CallbackServerContext* context,

@@ -236,7 +236,7 @@ absl::StatusOr<std::unique_ptr<AttentionBackend>> CreateCpuBackend(
   int num_threads = options.num_threads;
   if (num_threads < 0 || num_threads > kMaxThreads) {
     return absl::InvalidArgumentError(absl::StrCat("cpu_threads is ", num_threads,
-                                                   "; accepted are 0 (one per hardware thread) to ",
+                                                   "; accepted: 0 (one per hardware thread) to ",
                                                    kMaxThreads));
   }
   if (num_threads == 0) {

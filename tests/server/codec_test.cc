@@ -307,12 +307,12 @@ const Refusal kTensorRefusals[] = {
      [](auto* r) {
        SetShape(r->mutable_q(), {-6, 4, 16});
      },
-     {"q.shape is [-6, 4, 16]", "must not be negative"}},
+     {"q.shape is [-6, 4, 16]", "accepted: extents of 0 or more"}},
     {"TwoNegativeExtents",
      [](auto* r) {
        SetShape(r->mutable_q(), {-6, -4, 16});
      },
-     {"q.shape is [-6, -4, 16]", "must not be negative"}},
+     {"q.shape is [-6, -4, 16]", "accepted: extents of 0 or more"}},
     {"ProductOverflows",
      [](auto* r) {
        SetShape(r->mutable_k(), {kBig, kBig, 16});
@@ -325,10 +325,10 @@ const Refusal kTensorRefusals[] = {
      {"k.shape", "2^62"}},
     {"TooFewBytes",
      [](auto* r) { r->mutable_v()->mutable_data()->pop_back(); },
-     {"v.data has 1023 bytes", "[8, 2, 16] of float32 takes 1024"}},
+     {"v.data has 1023 bytes; accepted: 1024", "[8, 2, 16] of float32"}},
     {"TooManyBytes",
      [](auto* r) { r->mutable_q()->mutable_data()->push_back('x'); },
-     {"q.data has 1537 bytes", "takes 1536"}},
+     {"q.data has 1537 bytes; accepted: 1536"}},
     {"ZeroHeads",
      [](auto* r) {
        Fill(r->mutable_q(), v1::DTYPE_FLOAT32, {6, 0, 16});
@@ -363,7 +363,7 @@ const Refusal kTensorRefusals[] = {
      [](auto* r) {
        Fill(r->mutable_k(), v1::DTYPE_FLOAT32, {8, 3, 16});
      },
-     {"k.shape is [8, 3, 16]: num_kv_heads 3 does not divide num_q_heads 4"}},
+     {"k.shape is [8, 3, 16]: num_kv_heads is 3; accepted: a positive divisor of num_q_heads 4"}},
     {"VUnlikeK",
      [](auto* r) {
        Fill(r->mutable_v(), v1::DTYPE_FLOAT32, {9, 2, 16});
@@ -401,7 +401,7 @@ const Refusal kSequenceRefusals[] = {
        for (const int64_t n : {7, -1}) r->add_q_lens(n);
        for (const int64_t n : {4, 4}) r->add_kv_lens(n);
      },
-     {"q_lens[1] is -1", "must not be negative"}},
+     {"q_lens[1] is -1; accepted: 0 or more"}},
     {"SumOfQLens",
      [](auto* r) {
        r->add_q_lens(5);

@@ -86,6 +86,14 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_EQ(options->log_format, LogFormat::kJson);
 }
 
+TEST_F(FlagsTest, HelpTextHasEveryFlagAndNoOther) {
+  const std::string text = HelpText();
+  EXPECT_THAT(text, HasSubstr("--max_queue_bytes (default: 2147483648)\n"));
+  EXPECT_THAT(text, HasSubstr("--listen_address (default: 0.0.0.0:8471)\n"));
+  EXPECT_THAT(text, HasSubstr("--log_format"));
+  EXPECT_THAT(text, testing::Not(HasSubstr("--undefok")));
+}
+
 TEST_F(FlagsTest, BadValuesAreNamed) {
   const auto error_with = [](const char* name, const char* value) {
     const absl::FlagSaver saver;

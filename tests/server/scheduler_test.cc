@@ -334,6 +334,47 @@ TEST_F(SchedulerTest, CancelRunning) {
   DropOutcomes();
 }
 
+TEST_F(SchedulerTest, ADeadlineSeenByTheCallerFirstCountsAsByTheTimer) {
+  Start(1);
+  Submit("busy");
+  Poll();
+  const Ticket ticket = Submit("late", {.deadline = absl::Milliseconds(10)});
+  clock_.Advance(absl::Milliseconds(10));
+  scheduler_->Cancel(ticket, absl::DeadlineExceededError("late"));
+  Poll();
+  EXPECT_EQ(CodeOf("late"), "DEADLINE_EXCEEDED");
+  EXPECT_EQ(Metric("flashbias_rejected_total{reason=\"deadline\"}"), "1");
+  EXPECT_EQ(Metric("flashbias_cancelled_total{where=\"queue\"}"), "0");
+  EXPECT_EQ(Metric("flashbias_cancelled_total{where=\"running\"}"), "0");
+  FINISH_RUNS();
+}
+
+TEST_F(SchedulerTest, ACancelBetweenExpiryAndAnswerCountsOnce) {
+  Start(1);
+  Submit("busy");
+  Poll();
+  Ticket ticket;
+  ++submitted_;
+  AttentionProblem problem;
+  problem.num_q_heads = 1;
+  problem.head_dim = 1;
+  const absl::Time deadline = clock_.Now() + absl::Milliseconds(10);
+  // Both expire in one Poll; the answer to the first cancels the second, which has left the queue.
+  scheduler_->Enqueue(std::make_unique<PendingRequest>(
+      PendingRequest::Params{.problem = problem, .bytes = 1, .deadline = deadline}, [&](Outcome) {
+        ++finishes_;
+        scheduler_->Cancel(ticket, absl::CancelledError("enough"));
+      }));
+  ticket = Submit("second", {.deadline = absl::Milliseconds(10)});
+  clock_.Advance(absl::Milliseconds(10));
+  Poll();
+  EXPECT_EQ(CodeOf("second"), "CANCELLED");
+  EXPECT_EQ(Metric("flashbias_rejected_total{reason=\"deadline\"}"), "1") << "the first";
+  EXPECT_EQ(Metric("flashbias_cancelled_total{where=\"queue\"}"), "1") << "the second";
+  EXPECT_EQ(Metric("flashbias_cancelled_total{where=\"running\"}"), "0") << "it never ran";
+  FINISH_RUNS();
+}
+
 TEST_F(SchedulerTest, ExpiredAtEnqueue) {
   Start(1);
   const Ticket ticket = Submit("a", {.deadline = absl::ZeroDuration()});

@@ -228,6 +228,7 @@ TEST_F(ServiceTest, AnEmptyRequestGetsAnEmptyAnswer) {
 
 TEST_F(ServiceTest, InfoSaysWhatIsServed) {
   options_.scheduler.max_queue_requests = 77;
+  options_.max_sequences = 99;
   Start();
   grpc::ClientContext context;
   v1::GetServerInfoResponse info;
@@ -245,6 +246,8 @@ TEST_F(ServiceTest, InfoSaysWhatIsServed) {
   EXPECT_EQ(info.max_queue_bytes(), int64_t{2} << 30);
   EXPECT_EQ(info.default_eps(), 0x1p-24);
   EXPECT_EQ(info.max_eps(), 0x1p-8);
+  EXPECT_EQ(info.max_sequences(), 99);
+  EXPECT_EQ(info.max_heads(), 65536);
 }
 
 TEST_F(ServiceTest, ABadRequestIsExplained) {
@@ -293,6 +296,39 @@ TEST_F(ServiceTest, RequestsThatWaitTogetherRunTogether) {
   EXPECT_EQ(a.response.timing().batch_requests(), 2);
   EXPECT_EQ(a.response.o().shape(0), 5);
   EXPECT_EQ(b.response.o().shape(0), 7);
+}
+
+// Its message never came whole: nothing of it may be decoded or called invalid.
+TEST_F(ServiceTest, ACallThatDiesWhileItsMessageArrivesIsNoInvalidOne) {
+  options_.metrics_address = "127.0.0.1:0";
+  Start();
+  v1::AttendRequest request = Request(0);
+  request.clear_q();
+  Fill(request.mutable_q(), {200'000, 2, 8});  // 13 MB
+  const std::string bytes = request.SerializeAsString();
+  grpc::GenericStub generic(channel_);
+  // Deadlines from long before to long after what the transfer takes, wherever this runs.
+  for (double milliseconds = 1; milliseconds < 200; milliseconds *= 1.06) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(milliseconds)));
+    const grpc::ByteBuffer message = ToBuffer(bytes);
+    grpc::ByteBuffer response;
+    absl::Notification done;
+    generic.UnaryCall(&context, "/flashbias.v1.AttentionService/Attend", grpc::StubOptions(),
+                      &message, &response, [&](const grpc::Status& status) {
+                        EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+                        done.Notify();
+                      });
+    done.WaitForNotification();
+  }
+  AwaitMetric("flashbias_inflight_requests 0");
+  AwaitMetric(
+      "flashbias_requests_total{code=\"INVALID_ARGUMENT\",method=\"Attend\",transport=\"grpc\"} "
+      "0");
+  AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} 0");
+  const std::string text = HttpGet(server_->metrics_port(), "/metrics");
+  EXPECT_EQ(text.find("flashbias_cancelled_total{where=\"receiving\"} 0\n"), std::string::npos)
+      << "none of them died on the way: the deadlines are no test here";
 }
 
 TEST_F(ServiceTest, ADeadlineEndsACallThatRuns) {
