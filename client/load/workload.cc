@@ -12,7 +12,6 @@ namespace {
 
 // Far above what any message limit lets through; keeps every product below 2^62.
 constexpr int64_t kMaxLen = int64_t{1} << 24;
-constexpr int64_t kMaxHeads = int64_t{1} << 16;
 
 absl::Status CheckRange(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
