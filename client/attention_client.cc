@@ -22,7 +22,7 @@ namespace {
 
 absl::Status ValidateOptions(const AttentionClient::Options& options) {
   if (options.target.empty()) {
-    return absl::InvalidArgumentError("target is empty; accepted: host:port, unix:/path");
+    return absl::InvalidArgumentError("target is empty; accepted: host:port");
   }
   if (options.num_connections < 1 || options.num_connections > 256) {
     return absl::InvalidArgumentError(

@@ -8,11 +8,13 @@
 // unchanged until Attend returns or AttendAsync's callback runs. The request itself may go at once.
 //
 // Errors: what a server says comes back with its code and message. Made by the client itself:
-//   INVALID_ARGUMENT    a field is wrong: the message names it, what came and what is accepted;
-//                       nothing was sent
-//   RESOURCE_EXHAUSTED  the request or its answer is larger than max_message_bytes; nothing was
-//   sent CANCELLED           the caller's Cancellation, or the client's destruction INTERNAL the
-//   server's answer does not fit the request
+//
+// - INVALID_ARGUMENT: a field is wrong; the message names it, what came and what is accepted.
+//   Nothing was sent.
+// - RESOURCE_EXHAUSTED: the request or its answer is larger than max_message_bytes. Nothing was
+//   sent.
+// - CANCELLED: by the caller's Cancellation, or by the client's destruction.
+// - INTERNAL: the server's answer does not fit the request.
 #ifndef FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_
 #define FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_
 
@@ -43,7 +45,7 @@ struct CallOptions {
 class AttentionClient {
  public:
   struct Options {
-    std::string target = {};  // "host:port", "dns:///host:port", "unix:/path"; not empty
+    std::string target = {};  // "host:port", "dns:///host:port"; not empty
     // TCP connections, each call takes one that carries the fewest. Accepted: 1 to 256.
     int num_connections = 1;
     // Of calls that give neither timeout nor deadline; positive, InfiniteDuration() for none.

@@ -46,12 +46,14 @@ ChannelPool::ChannelPool(const Options& options) {
   outstanding_.assign(stubs_.size(), 0);
 }
 
-ChannelPool::Lease ChannelPool::Acquire() {
+ChannelPool::Lease ChannelPool::Acquire(std::optional<size_t> avoid) {
   absl::MutexLock lock(&mutex_);
-  size_t best = next_ % outstanding_.size();
-  for (size_t n = 1; n < outstanding_.size(); ++n) {
-    const size_t index = (next_ + n) % outstanding_.size();
-    if (outstanding_[index] < outstanding_[best]) best = index;
+  const size_t count = outstanding_.size();
+  size_t best = next_ % count;
+  if (best == avoid) best = (best + 1) % count;
+  for (size_t n = 0; n < count; ++n) {
+    const size_t index = (next_ + n) % count;
+    if (index != avoid && outstanding_[index] < outstanding_[best]) best = index;
   }
   next_ = best + 1;
   ++outstanding_[best];

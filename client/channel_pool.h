@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,8 @@ class ChannelPool {
     ~Lease() { Release(); }
 
     void Release();
+    // Which connection it is or was.
+    size_t index() const { return index_; }
     // REQUIRES: not released or moved from.
     v1::AttentionService::Stub& stub() const { return *pool_->stubs_[index_]; }
 
@@ -48,7 +51,9 @@ class ChannelPool {
   // REQUIRES: options.num_connections >= 1.
   explicit ChannelPool(const Options& options);
 
-  Lease Acquire() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Takes a connection other than `avoid` where there is one: a broken connection ends its calls at
+  // once, so it carries the fewest just when it should not be taken.
+  Lease Acquire(std::optional<size_t> avoid = std::nullopt) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   void Release(size_t index) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -85,7 +85,10 @@ absl::Status CheckQkv(const AttendRequest& r) {
     return Invalid("head_dim, the last extent of q.shape, is ", head_dim, "; accepted: 1 to ",
                    kMaxHeadDim);
   }
-  if (q_heads < 1) return Invalid("num_q_heads, q.shape[1], is 0; accepted: at least 1");
+  // num_kv_heads divides num_q_heads, so it needs no upper limit of its own.
+  if (q_heads < 1 || q_heads > kMaxHeads) {
+    return Invalid("num_q_heads, q.shape[1], is ", q_heads, "; accepted: 1 to ", kMaxHeads);
+  }
   if (kv_heads < 1) return Invalid("num_kv_heads, k.shape[1], is 0; accepted: at least 1");
   if (q_heads % kv_heads != 0) {
     return Invalid("num_q_heads, q.shape[1], is ", q_heads,
@@ -97,9 +100,6 @@ absl::Status CheckQkv(const AttendRequest& r) {
   }
   if (r.v.shape != r.k.shape) {
     return Invalid("v.shape is ", Format(r.v.shape), "; accepted: that of k, ", Format(r.k.shape));
-  }
-  if (q_heads > std::numeric_limits<int32_t>::max()) {
-    return Invalid("num_q_heads, q.shape[1], is ", q_heads, "; accepted: up to 2^31 - 1");
   }
   return absl::OkStatus();
 }

@@ -14,6 +14,7 @@ namespace flashbias::client {
 
 // The limits of the contract (proto/flashbias/v1/attention.proto).
 inline constexpr int64_t kMaxHeadDim = 128;
+inline constexpr int64_t kMaxHeads = 65536;
 inline constexpr int64_t kMaxRank = 64;
 inline constexpr int64_t kMaxSequences = 65536;
 inline constexpr int64_t kMaxPosition = int64_t{1} << 48;

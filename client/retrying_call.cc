@@ -40,7 +40,7 @@ void RetryingCall::Cancel() {
     absl::MutexLock lock(&mutex_);
     cancelled_ = true;
     context = context_;
-    if (alarm_is_set_) alarm = alarm_;
+    alarm = alarm_;
   }
   if (context != nullptr) context->TryCancel();
   if (alarm != nullptr) alarm->Cancel();
@@ -59,7 +59,6 @@ void RetryingCall::StartAttempt() {
     std::shared_ptr<grpc::Alarm> fired;
     absl::MutexLock lock(&mutex_);
     fired.swap(alarm_);
-    alarm_is_set_ = false;
     cancelled = cancelled_;
     if (!cancelled) context_ = std::move(owned_context);
   }
@@ -69,7 +68,7 @@ void RetryingCall::StartAttempt() {
     return;
   }
   ++attempt_;
-  lease_ = pool_->Acquire();
+  lease_ = attempt_ == 1 ? pool_->Acquire() : pool_->Acquire(lease_.index());
   // A Cancel from here on finds the context: gRPC remembers it even before the attempt starts.
   start_rpc_(lease_.stub(), context, [self = shared_from_this()](const grpc::Status& status) {
     self->OnAttemptDone(status);
@@ -107,25 +106,25 @@ void RetryingCall::OnAttemptDone(const grpc::Status& grpc_status) {
 }
 
 void RetryingCall::WaitThenStartAttempt(absl::Duration wait) {
-  auto alarm = std::make_shared<grpc::Alarm>();
-  {
-    absl::MutexLock lock(&mutex_);
-    alarm_ = alarm;
-  }
-  // Fires with false when cancelled; StartAttempt sees that for itself. The reference is moved out
-  // because the alarm keeps its function, and alarm_ keeps the alarm.
-  alarm->Set(absl::ToChronoTime(absl::Now() + wait), [self = shared_from_this()](bool) mutable {
-    const auto call = std::move(self);
-    call->StartAttempt();
-  });
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
-    // It may have fired by now, and another may have been made since.
-    if (alarm_ == alarm) alarm_is_set_ = true;
     cancelled = cancelled_;
+    if (!cancelled) {
+      // Only alarm_ holds the alarm, and setting it is this thread's last act, so that nothing of
+      // it is left here when the call ends elsewhere. gRPC runs the function on a thread of its
+      // own, where it waits for mutex_; with false when cancelled, which StartAttempt sees for
+      // itself. The reference is moved out because the alarm keeps its function, and alarm_ keeps
+      // the alarm.
+      alarm_ = std::make_shared<grpc::Alarm>();
+      alarm_->Set(absl::ToChronoTime(absl::Now() + wait),
+                  [self = shared_from_this()](bool) mutable {
+                    const auto call = std::move(self);
+                    call->StartAttempt();
+                  });
+    }
   }
-  if (cancelled) alarm->Cancel();
+  if (cancelled) Finish(CancelledByCaller());
 }
 
 void RetryingCall::Finish(absl::Status status) { std::move(done_)(std::move(status)); }

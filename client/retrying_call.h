@@ -59,9 +59,8 @@ class RetryingCall : public std::enable_shared_from_this<RetryingCall> {
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   // Null unless an attempt is in flight.
   std::shared_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
-  // Null unless a wait is under way. It cannot be cancelled before it has been set.
+  // Null unless a wait is under way; set for as long as it is here.
   std::shared_ptr<grpc::Alarm> alarm_ ABSL_GUARDED_BY(mutex_);
-  bool alarm_is_set_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace flashbias::client

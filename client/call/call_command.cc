@@ -1,8 +1,10 @@
 #include "client/call/call_command.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -13,6 +15,8 @@
 #include "client/attention_client.h"
 #include "client/call/npy.h"
 #include "client/call/npy_tensor.h"
+#include "client/flags/output_file.h"
+#include "client/request_validation.h"
 #include "kernels/alibi.h"
 
 namespace flashbias::client {
@@ -27,10 +31,11 @@ struct CallInputs {
   std::vector<float> slopes;
 };
 
-absl::Status Load(const std::string& path, std::optional<DType> dtype, OwnedTensor* tensor) {
+absl::Status Load(const std::string& path, std::optional<DType> dtype, const char* dtype_flag,
+                  OwnedTensor* tensor) {
   absl::StatusOr<NpyArray> array = ReadNpy(path);
   if (!array.ok()) return array.status();
-  absl::StatusOr<OwnedTensor> loaded = ToTensor(path, *std::move(array), dtype);
+  absl::StatusOr<OwnedTensor> loaded = ToTensor(path, *std::move(array), dtype, dtype_flag);
   if (!loaded.ok()) return loaded.status();
   *tensor = *std::move(loaded);
   return absl::OkStatus();
@@ -54,9 +59,9 @@ absl::Status LoadTensors(const CallCommand& command, CallInputs* inputs) {
     }
     return absl::OkStatus();
   }
-  if (auto s = Load(command.q, command.dtype, &inputs->q); !s.ok()) return s;
-  if (auto s = Load(command.k, command.dtype, &inputs->k); !s.ok()) return s;
-  return Load(command.v, command.dtype, &inputs->v);
+  if (auto s = Load(command.q, command.dtype, "--dtype", &inputs->q); !s.ok()) return s;
+  if (auto s = Load(command.k, command.dtype, "--dtype", &inputs->k); !s.ok()) return s;
+  return Load(command.v, command.dtype, "--dtype", &inputs->v);
 }
 
 absl::Status LoadSlopes(const CallCommand& command, const OwnedTensor& q,
@@ -73,7 +78,11 @@ absl::Status LoadSlopes(const CallCommand& command, const OwnedTensor& q,
     return absl::OkStatus();
   }
   OwnedTensor tensor;
-  if (auto s = Load(command.alibi, DType::kFloat32, &tensor); !s.ok()) return s;
+  if (auto s = Load(command.alibi, DType::kFloat32, nullptr, &tensor); !s.ok()) {
+    // It may be a slip in one of the names.
+    return absl::Status(s.code(), absl::StrCat("--alibi: ", absl::string_view(s.message()),
+                                               "; accepted: standard, seed or a .npy file"));
+  }
   if (tensor.shape.size() != 1 && tensor.shape.size() != 2) {
     return absl::InvalidArgumentError(
         absl::StrCat(command.alibi, ": shape [", absl::StrJoin(tensor.shape, ", "),
@@ -106,8 +115,9 @@ absl::StatusOr<AttendRequest> MakeRequest(const CallCommand& command, CallInputs
                         .eps = command.eps,
                         .want_lse = !command.lse.empty() || command.demo};
   if (!command.phi_q.empty()) {
-    if (auto s = Load(command.phi_q, std::nullopt, &inputs->phi_q); !s.ok()) return s;
-    if (auto s = Load(command.phi_k, std::nullopt, &inputs->phi_k); !s.ok()) return s;
+    const std::optional<DType> dtype = command.phi_dtype;
+    if (auto s = Load(command.phi_q, dtype, "--phi_dtype", &inputs->phi_q); !s.ok()) return s;
+    if (auto s = Load(command.phi_k, dtype, "--phi_dtype", &inputs->phi_k); !s.ok()) return s;
     request.bias = LowRankFactors{.phi_q = inputs->phi_q.view(), .phi_k = inputs->phi_k.view()};
   } else if (!command.alibi.empty() || command.demo) {
     if (auto s = LoadSlopes(command, inputs->q, &inputs->slopes); !s.ok()) return s;
@@ -116,15 +126,28 @@ absl::StatusOr<AttendRequest> MakeRequest(const CallCommand& command, CallInputs
   return request;
 }
 
-absl::Status WriteResult(const CallCommand& command, const AttendResult& result) {
-  if (!command.out.empty()) {
+// Null: not asked for.
+struct CallOutputs {
+  std::optional<OutputFile> o, lse;
+};
+
+absl::Status OpenOutput(const std::string& path, std::optional<OutputFile>* output) {
+  if (path.empty()) return absl::OkStatus();
+  absl::StatusOr<OutputFile> file = OutputFile::Open(path);
+  if (!file.ok()) return file.status();
+  output->emplace(*std::move(file));
+  return absl::OkStatus();
+}
+
+absl::Status WriteResult(const AttendResult& result, CallOutputs* outputs) {
+  if (outputs->o.has_value()) {
     const NpyArray o = ToNpy(result);
-    if (auto s = WriteNpy(command.out, o.type, o.shape, o.data); !s.ok()) return s;
+    if (auto s = WriteNpy(&*outputs->o, o.type, o.shape, o.data); !s.ok()) return s;
   }
-  if (!command.lse.empty()) {
+  if (outputs->lse.has_value()) {
     const absl::string_view bytes(reinterpret_cast<const char*>(result.lse.data()),
                                   result.lse.size() * sizeof(float));
-    return WriteNpy(command.lse, NpyType::kFloat32, {result.shape[0], result.shape[1]}, bytes);
+    return WriteNpy(&*outputs->lse, NpyType::kFloat32, {result.shape[0], result.shape[1]}, bytes);
   }
   return absl::OkStatus();
 }
@@ -153,13 +176,29 @@ void Print(const AttendResult& result, absl::Duration elapsed, std::ostream& out
 }  // namespace
 
 absl::Status CheckCallCommand(const CallCommand& command) {
+  if (command.target.empty()) {
+    return absl::InvalidArgumentError("--target is empty; accepted: host:port");
+  }
+  if (command.left_window < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--left_window is ", command.left_window,
+                                                   "; accepted: 0 (no window) and above"));
+  }
+  if (command.scale.has_value() && !std::isfinite(*command.scale)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--scale is ", *command.scale, "; accepted: finite numbers"));
+  }
+  if (command.eps.has_value() && !(*command.eps >= 0 && *command.eps <= kMaxEps)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--eps is ", *command.eps, "; accepted: 0 to 2^-8"));
+  }
   const bool any_tensor = !command.q.empty() || !command.k.empty() || !command.v.empty();
   if (command.demo && (any_tensor || !command.phi_q.empty() || !command.phi_k.empty())) {
     return absl::InvalidArgumentError("--demo makes its own input; accepted: no tensor files");
   }
   if (command.demo &&
       !(command.alibi.empty() || command.alibi == "standard" || command.alibi == "seed")) {
-    return absl::InvalidArgumentError("--demo takes --alibi=standard or --alibi=seed");
+    return absl::InvalidArgumentError(
+        absl::StrCat("--alibi is '", command.alibi, "'; accepted with --demo: standard, seed"));
   }
   if (command.demo && (command.demo_len < 1 || command.demo_len > (1 << 20))) {
     return absl::InvalidArgumentError(
@@ -175,6 +214,13 @@ absl::Status CheckCallCommand(const CallCommand& command) {
   }
   if (!command.phi_q.empty() && !command.alibi.empty()) {
     return absl::InvalidArgumentError("--alibi and --phi_q exclude each other");
+  }
+  if (command.phi_dtype.has_value() && command.phi_q.empty()) {
+    return absl::InvalidArgumentError("--phi_dtype is given without --phi_q and --phi_k");
+  }
+  if (!command.out.empty() && command.out == command.lse) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--out and --lse are both '", command.out, "'; accepted: different files"));
   }
   if (command.q_lens.empty() != command.kv_lens.empty()) {
     return absl::InvalidArgumentError("--q_lens and --kv_lens are given together or not at all");
@@ -193,12 +239,17 @@ absl::Status RunCallCommand(const CallCommand& command, std::ostream& out) {
   absl::StatusOr<std::unique_ptr<AttentionClient>> client = AttentionClient::Create(
       {.target = command.target, .max_message_bytes = std::numeric_limits<int32_t>::max()});
   if (!client.ok()) return client.status();
+  // An answer that cannot be written is not asked for.
+  CallOutputs outputs;
+  if (auto s = OpenOutput(command.out, &outputs.o); !s.ok()) return s;
+  if (auto s = OpenOutput(command.lse, &outputs.lse); !s.ok()) return s;
   const absl::Time start = absl::Now();
   const absl::StatusOr<AttendResult> result =
       (*client)->Attend(*request, {.timeout = command.timeout});
   if (!result.ok()) return result.status();
-  if (command.print || command.demo) Print(*result, absl::Now() - start, out);
-  return WriteResult(command, *result);
+  const bool writes = outputs.o.has_value() || outputs.lse.has_value();
+  if (command.print || command.demo || !writes) Print(*result, absl::Now() - start, out);
+  return WriteResult(*result, &outputs);
 }
 
 }  // namespace flashbias::client

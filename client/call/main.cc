@@ -18,7 +18,7 @@
 
 using List = std::vector<std::string>;
 
-ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port or unix:/path");
+ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port");
 ABSL_FLAG(std::string, q, "", ".npy file of q, [total_q, heads, head_dim]");
 ABSL_FLAG(std::string, k, "", ".npy file of k, [total_kv, kv_heads, head_dim]");
 ABSL_FLAG(std::string, v, "", ".npy file of v, [total_kv, kv_heads, head_dim]");
@@ -29,6 +29,8 @@ ABSL_FLAG(std::string, alibi, "",
           "[num_sequences, heads]; empty: none");
 ABSL_FLAG(std::string, phi_q, "", ".npy file of a low-rank bias, [total_q, heads or 1, rank]");
 ABSL_FLAG(std::string, phi_k, "", ".npy file of a low-rank bias, [total_kv, heads or 1, rank]");
+ABSL_FLAG(std::string, phi_dtype, "auto",
+          "what phi_q and phi_k are sent as: auto (as the files are), float16, bfloat16, float32");
 ABSL_FLAG(bool, causal, true, "a query sees keys up to its own position; --nocausal: every key");
 ABSL_FLAG(int64_t, left_window, 0, "a query sees only keys nearer than this; 0: no window");
 ABSL_FLAG(List, query_start, {}, "position of each sequence's first query; empty: aligned to end");
@@ -41,7 +43,9 @@ ABSL_FLAG(List, kv_lens, {}, "rows of each sequence in k and v; empty: one seque
 ABSL_FLAG(std::string, out, "", ".npy file to write o to (bfloat16 is written as float32)");
 ABSL_FLAG(std::string, lse, "", ".npy file to write the log-sum-exp to");
 ABSL_FLAG(absl::Duration, timeout, absl::Seconds(60), "of the whole call, retries included");
-ABSL_FLAG(bool, print, false, "print shape, timing and the first values; always with --demo");
+ABSL_FLAG(
+    bool, print, false,
+    "print shape, timing and the first values; always with --demo, or without --out and --lse");
 ABSL_FLAG(bool, demo, false, "make the input: 50 heads x 32, causal, seed slopes, standard normal");
 ABSL_FLAG(int64_t, demo_len, 1024, "tokens of --demo");
 ABSL_FLAG(uint64_t, demo_seed, 1, "seed of --demo");
@@ -80,11 +84,14 @@ absl::StatusOr<CallCommand> CommandFromFlags() {
                       .print = absl::GetFlag(FLAGS_print)};
   if (const auto scale = absl::GetFlag(FLAGS_scale); scale.has_value()) command.scale = *scale;
   if (const auto eps = absl::GetFlag(FLAGS_eps); eps.has_value()) command.eps = *eps;
-  if (const std::string dtype = absl::GetFlag(FLAGS_dtype); dtype != "auto") {
-    command.dtype = DTypeFromName(dtype);
-    if (!command.dtype.has_value()) {
+  for (const auto& [name, text, dtype] :
+       {std::tuple{"dtype", absl::GetFlag(FLAGS_dtype), &command.dtype},
+        std::tuple{"phi_dtype", absl::GetFlag(FLAGS_phi_dtype), &command.phi_dtype}}) {
+    if (text == "auto") continue;
+    *dtype = DTypeFromName(text);
+    if (!dtype->has_value()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("--dtype is '", dtype, "'; accepted: auto, float16, bfloat16, float32"));
+          absl::StrCat("--", name, " is '", text, "'; accepted: auto, float16, bfloat16, float32"));
     }
   }
   for (const auto& [name, texts, values] :

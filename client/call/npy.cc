@@ -17,6 +17,7 @@ namespace flashbias::client {
 namespace {
 
 constexpr absl::string_view kMagic("\x93NUMPY", 6);
+constexpr size_t kMaxFortranDims = 3;
 constexpr const char* kServedTypes = "'<f2', '<f4', '<f8', and '<u2' for raw bfloat16";
 
 struct FileCloser {
@@ -73,10 +74,31 @@ absl::StatusOr<NpyType> CheckFields(const std::string& name, const NpyHeaderFiel
     return Bad(name, "its element type is '", fields.descr, "'", kind,
                "; accepted: ", kServedTypes);
   }
-  if (fields.fortran_order) {
-    return Bad(name, "it is in Fortran order; accepted: C order (numpy.ascontiguousarray)");
+  if (fields.fortran_order && fields.shape.size() > kMaxFortranDims) {
+    return Bad(name, "it is in Fortran order with ", fields.shape.size(),
+               " dimensions; accepted: up to ", kMaxFortranDims,
+               ", or C order (numpy.ascontiguousarray)");
   }
   return *type;
+}
+
+// Elements whose first index runs fastest, put so that the last one does. At most 3 extents.
+std::string ToRowMajor(const std::string& data, const std::vector<int64_t>& shape,
+                       int64_t element_size) {
+  std::vector<int64_t> extents = shape;
+  extents.resize(kMaxFortranDims, 1);
+  std::string result(data.size(), '\0');
+  char* to = result.data();
+  for (int64_t i = 0; i < extents[0]; ++i) {
+    for (int64_t j = 0; j < extents[1]; ++j) {
+      for (int64_t k = 0; k < extents[2]; ++k) {
+        const int64_t from = i + extents[0] * (j + extents[1] * k);
+        std::memcpy(to, data.data() + from * element_size, static_cast<size_t>(element_size));
+        to += element_size;
+      }
+    }
+  }
+  return result;
 }
 
 uint32_t LittleEndian(absl::string_view bytes) {
@@ -144,6 +166,7 @@ absl::StatusOr<NpyArray> ParseNpy(const std::string& name, std::string bytes) {
     return Bad(name, "it has ", actual - *expected, " bytes after the array; accepted: one array");
   }
   bytes.erase(0, header_begin + header_size);
+  if (fields->fortran_order) bytes = ToRowMajor(bytes, fields->shape, NpySizeOf(*type));
   return NpyArray{.type = *type, .shape = std::move(fields->shape), .data = std::move(bytes)};
 }
 
@@ -179,18 +202,16 @@ std::string NpyHeader(NpyType type, const std::vector<int64_t>& shape) {
   return header + dict;
 }
 
+absl::Status WriteNpy(OutputFile* file, NpyType type, const std::vector<int64_t>& shape,
+                      absl::string_view data) {
+  return file->Write({NpyHeader(type, shape), data});
+}
+
 absl::Status WriteNpy(const std::string& path, NpyType type, const std::vector<int64_t>& shape,
                       absl::string_view data) {
-  errno = 0;
-  File file(std::fopen(path.c_str(), "wb"));
-  if (file == nullptr) return SystemError(path, "cannot create");
-  const std::string header = NpyHeader(type, shape);
-  const bool written = std::fwrite(header.data(), 1, header.size(), file.get()) == header.size() &&
-                       std::fwrite(data.data(), 1, data.size(), file.get()) == data.size();
-  if (!written) return SystemError(path, "cannot write");
-  // A full disk may show only here.
-  if (std::fclose(file.release()) != 0) return SystemError(path, "cannot write");
-  return absl::OkStatus();
+  absl::StatusOr<OutputFile> file = OutputFile::Open(path);
+  if (!file.ok()) return file.status();
+  return WriteNpy(&*file, type, shape, data);
 }
 
 }  // namespace flashbias::client

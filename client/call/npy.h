@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "client/flags/output_file.h"
 
 namespace flashbias::client {
 
@@ -29,9 +30,10 @@ struct NpyArray {
   std::string data = {};            // row-major, little-endian, exactly the elements
 };
 
-// INVALID_ARGUMENT: not a .npy file, truncated, bytes after the array, or an element type or order
-// that is not served (big-endian, integers, objects, structured, Fortran order). `name` is put
-// before every message.
+// Arrays in Fortran order, such as numpy writes for a transposed one, come out row-major.
+// INVALID_ARGUMENT: not a .npy file, truncated, bytes after the array, an element type that is not
+// served (big-endian, integers, objects, structured), or Fortran order with more than 3 dimensions.
+// `name` is put before every message.
 absl::StatusOr<NpyArray> ParseNpy(const std::string& name, std::string bytes);
 
 // Reads a whole file; NOT_FOUND, PERMISSION_DENIED and the like as the system says, otherwise as
@@ -42,7 +44,11 @@ absl::StatusOr<NpyArray> ReadNpy(const std::string& path);
 // of 64 bytes.
 std::string NpyHeader(NpyType type, const std::vector<int64_t>& shape);
 
-// Replaces the file at `path`. REQUIRES: data holds product(shape) elements of `type`.
+// Writes an array to `file`. REQUIRES: data holds product(shape) elements of `type`.
+absl::Status WriteNpy(OutputFile* file, NpyType type, const std::vector<int64_t>& shape,
+                      absl::string_view data);
+
+// The same to the file at `path`.
 absl::Status WriteNpy(const std::string& path, NpyType type, const std::vector<int64_t>& shape,
                       absl::string_view data);
 

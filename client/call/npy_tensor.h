@@ -27,10 +27,11 @@ struct OwnedTensor {
 };
 
 // `wanted` absent: float16 and float32 arrays as they are, float64 and uint16 refused. Otherwise
-// converted, rounded to nearest even; uint16 holds raw bfloat16 bits and only becomes bfloat16.
-// INVALID_ARGUMENT: also when a finite value would become infinite.
+// converted, rounded once to nearest even; uint16 holds raw bfloat16 bits and only becomes
+// bfloat16. INVALID_ARGUMENT: also when a finite value would become infinite. `dtype_flag` is the
+// flag that sets `wanted`, which messages advise to use ("--dtype"); null: there is none.
 absl::StatusOr<OwnedTensor> ToTensor(const std::string& name, NpyArray array,
-                                     std::optional<DType> wanted);
+                                     std::optional<DType> wanted, const char* dtype_flag);
 
 // numpy has no bfloat16: it is widened to float32, exactly.
 NpyArray ToNpy(const AttendResult& result);

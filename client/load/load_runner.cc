@@ -147,6 +147,12 @@ class Run {
 
 }  // namespace
 
+LoadLimit LimitFrom(std::optional<absl::Duration> duration, int64_t requests,
+                    absl::Duration default_duration) {
+  const absl::Duration otherwise = requests > 0 ? absl::InfiniteDuration() : default_duration;
+  return {.duration = duration.value_or(otherwise), .requests = requests};
+}
+
 LoadResult RunLoad(AttentionClient* client, const Workload& workload, const Verifier* verifier,
                    const LoadOptions& options, const std::atomic<bool>& stop,
                    const std::function<void(const LoadProgress&)>& progress) {

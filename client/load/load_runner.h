@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,11 @@ struct LoadLimit {
   absl::Duration duration = absl::InfiniteDuration();
   int64_t requests = 0;  // 0: any number
 };
+
+// The limit that a command line means: a number of requests without a duration (nullopt) is not cut
+// short by `default_duration`.
+LoadLimit LimitFrom(std::optional<absl::Duration> duration, int64_t requests,
+                    absl::Duration default_duration);
 
 struct LoadOptions {
   int concurrency = 8;  // at least 1

@@ -5,9 +5,10 @@
 #include <atomic>
 #include <csignal>
 #include <cstdint>
-#include <fstream>
 #include <iostream>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -21,12 +22,13 @@
 #include "client/attention_client.h"
 #include "client/flags/command_line.h"
 #include "client/flags/dtype_flag.h"
+#include "client/flags/output_file.h"
 #include "client/load/load_runner.h"
 #include "client/load/report.h"
 #include "client/load/verifier.h"
 #include "client/load/workload.h"
 
-ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port or unix:/path");
+ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port");
 ABSL_FLAG(int, concurrency, 8, "requests in flight, 1 to 1024");
 ABSL_FLAG(int, connections, 1, "TCP connections, 1 to 256");
 ABSL_FLAG(int64_t, heads, 50, "heads of q");
@@ -42,9 +44,11 @@ ABSL_FLAG(absl::optional<float>, eps, absl::nullopt,
 ABSL_FLAG(bool, want_lse, false, "ask for the log-sum-exp");
 ABSL_FLAG(int, inputs, 4, "different inputs, sent in turn, 1 to 64");
 ABSL_FLAG(uint64_t, seed, 1, "of the inputs and of which answers are verified");
-ABSL_FLAG(absl::Duration, duration, absl::Seconds(10), "end after this; inf: only by --requests");
+ABSL_FLAG(absl::optional<absl::Duration>, duration, absl::nullopt,
+          "end after this; inf: only by --requests; empty: 10s, or inf when --requests is given");
 ABSL_FLAG(int64_t, requests, 0, "end after this many; 0: only by --duration");
-ABSL_FLAG(absl::Duration, warmup, absl::Seconds(1), "sent before, not measured; 0: none");
+ABSL_FLAG(absl::optional<absl::Duration>, warmup, absl::nullopt,
+          "sent before, not measured; 0: none; empty: 1s, or inf when --warmup_requests is given");
 ABSL_FLAG(int64_t, warmup_requests, 0, "end the warm-up after this many; 0: only by --warmup");
 ABSL_FLAG(absl::Duration, timeout, absl::Seconds(60), "of each request");
 ABSL_FLAG(int64_t, max_message_bytes, (int64_t{1} << 31) - 1, "of a request or an answer");
@@ -79,28 +83,53 @@ struct Command {
   std::string json;
 };
 
+absl::Status CheckLimit(const char* duration_flag, const char* requests_flag,
+                        const LoadLimit& limit, absl::Duration least) {
+  if (limit.requests < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(requests_flag, " is ", limit.requests, "; accepted: 0 (no limit) and above"));
+  }
+  if (limit.duration < least) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        duration_flag, " is ", absl::FormatDuration(limit.duration),
+        "; accepted: ", least == absl::ZeroDuration() ? "durations from 0" : "positive durations"));
+  }
+  if (limit.duration == absl::InfiniteDuration() && limit.requests == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(duration_flag, " is inf; accepted only with ", requests_flag));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckCommand(const Command& c) {
+  if (c.client.target.empty()) {
+    return absl::InvalidArgumentError("--target is empty; accepted: host:port");
+  }
+  if (c.client.num_connections < 1 || c.client.num_connections > 256) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--connections is ", c.client.num_connections, "; accepted: 1 to 256"));
+  }
+  constexpr int64_t kMaxMessageBytes = std::numeric_limits<int32_t>::max();
+  if (c.client.max_message_bytes < 1 || c.client.max_message_bytes > kMaxMessageBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("--max_message_bytes is ",
+                                                   c.client.max_message_bytes, "; accepted: 1 to ",
+                                                   kMaxMessageBytes));
+  }
   if (c.load.concurrency < 1 || c.load.concurrency > 1024) {
     return absl::InvalidArgumentError(
         absl::StrCat("--concurrency is ", c.load.concurrency, "; accepted: 1 to 1024"));
   }
-  if (c.load.limit.duration <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError("--duration accepts positive durations");
+  if (auto s = CheckLimit("--duration", "--requests", c.load.limit, absl::Nanoseconds(1));
+      !s.ok()) {
+    return s;
   }
-  if (c.load.limit.requests < 0 || c.warmup.requests < 0) {
-    return absl::InvalidArgumentError(
-        "--requests and --warmup_requests accept 0 (no limit) and above");
-  }
-  if (c.load.limit.duration == absl::InfiniteDuration() && c.load.limit.requests == 0) {
-    return absl::InvalidArgumentError("--duration=inf needs --requests");
-  }
-  if (c.warmup.duration < absl::ZeroDuration() ||
-      (c.warmup.duration == absl::InfiniteDuration() && c.warmup.requests == 0)) {
-    return absl::InvalidArgumentError(
-        "--warmup accepts durations from 0; inf only with --warmup_requests");
+  if (auto s = CheckLimit("--warmup", "--warmup_requests", c.warmup, absl::ZeroDuration());
+      !s.ok()) {
+    return s;
   }
   if (c.load.timeout <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError("--timeout accepts positive durations");
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--timeout is ", absl::FormatDuration(c.load.timeout), "; accepted: positive durations"));
   }
   if (!(c.load.verify_share >= 0 && c.load.verify_share <= 1)) {
     return absl::InvalidArgumentError(
@@ -111,6 +140,12 @@ absl::Status CheckCommand(const Command& c) {
         absl::StrCat("--verify_rows is ", c.verify_rows, "; accepted: 1 to 4096"));
   }
   return absl::OkStatus();
+}
+
+// abseil's optional may be a type of its own.
+std::optional<absl::Duration> DurationOf(const absl::optional<absl::Duration>& flag) {
+  if (!flag.has_value()) return std::nullopt;
+  return *flag;
 }
 
 absl::StatusOr<Command> CommandFromFlags() {
@@ -138,13 +173,13 @@ absl::StatusOr<Command> CommandFromFlags() {
                    .num_inputs = absl::GetFlag(FLAGS_inputs),
                    .seed = absl::GetFlag(FLAGS_seed)},
       .load = {.concurrency = absl::GetFlag(FLAGS_concurrency),
-               .limit = {.duration = absl::GetFlag(FLAGS_duration),
-                         .requests = absl::GetFlag(FLAGS_requests)},
+               .limit = LimitFrom(DurationOf(absl::GetFlag(FLAGS_duration)),
+                                  absl::GetFlag(FLAGS_requests), absl::Seconds(10)),
                .timeout = absl::GetFlag(FLAGS_timeout),
                .verify_share = absl::GetFlag(FLAGS_verify),
                .seed = absl::GetFlag(FLAGS_seed)},
-      .warmup = {.duration = absl::GetFlag(FLAGS_warmup),
-                 .requests = absl::GetFlag(FLAGS_warmup_requests)},
+      .warmup = LimitFrom(DurationOf(absl::GetFlag(FLAGS_warmup)),
+                          absl::GetFlag(FLAGS_warmup_requests), absl::Seconds(1)),
       .verify_rows = absl::GetFlag(FLAGS_verify_rows),
       .progress = absl::GetFlag(FLAGS_progress) || isatty(STDERR_FILENO) == 1,
       .allow_errors = absl::GetFlag(FLAGS_allow_errors),
@@ -175,38 +210,36 @@ class ProgressLine {
   LoadProgress last_;
 };
 
-absl::Status WriteReport(const LoadReport& report, const std::string& json) {
+// `file`: what --json names, or nullopt.
+absl::Status WriteReport(const LoadReport& report, const std::string& json,
+                         std::optional<OutputFile>* file) {
   (json == "-" ? std::cerr : std::cout) << FormatTable(report) << std::flush;
-  if (json == "-") {
-    std::cout << FormatJson(report) << std::flush;
-  } else if (!json.empty()) {
-    std::ofstream file(json);
-    file << FormatJson(report);
-    file.close();
-    if (!file) return absl::UnknownError(absl::StrCat(json, ": cannot write"));
-  }
-  return absl::OkStatus();
+  if (json == "-") std::cout << FormatJson(report) << std::flush;
+  return file->has_value() ? (*file)->Write({FormatJson(report)}) : absl::OkStatus();
 }
 
-absl::Status RunCommand(const Command& command) {
-  absl::StatusOr<std::unique_ptr<Workload>> workload = Workload::Create(command.workload);
-  if (!workload.ok()) return workload.status();
-  absl::StatusOr<std::unique_ptr<AttentionClient>> client = AttentionClient::Create(command.client);
-  if (!client.ok()) return client.status();
+absl::Status RunCommand(const Command& command, const Workload& workload, AttentionClient* client) {
+  // A report that cannot be written is not measured.
+  std::optional<OutputFile> json_file;
+  if (!command.json.empty() && command.json != "-") {
+    absl::StatusOr<OutputFile> file = OutputFile::Open(command.json);
+    if (!file.ok()) return file.status();
+    json_file.emplace(*std::move(file));
+  }
   LoadReport report{.target = command.client.target,
                     .connections = command.client.num_connections,
                     .concurrency = command.load.concurrency,
                     .workload = command.workload,
-                    .request = (*workload)->summary()};
-  absl::StatusOr<ServerInfo> server = (*client)->GetServerInfo({.timeout = absl::Seconds(10)});
+                    .request = workload.summary()};
+  absl::StatusOr<ServerInfo> server = client->GetServerInfo({.timeout = absl::Seconds(10)});
   if (!server.ok()) return server.status();
   report.server = *std::move(server);
 
   std::unique_ptr<Verifier> verifier;
   if (command.load.verify_share > 0) {
     constexpr int kPoolRows = 128;
-    verifier = std::make_unique<Verifier>(workload->get(), kPoolRows, command.verify_rows,
-                                          command.load.seed);
+    verifier =
+        std::make_unique<Verifier>(&workload, kPoolRows, command.verify_rows, command.load.seed);
   }
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);
@@ -216,15 +249,15 @@ absl::Status RunCommand(const Command& command) {
     warmup.limit = command.warmup;
     warmup.verify_share = 0;
     if (command.progress) progress = ProgressLine("warm-up");
-    RunLoad(client->get(), **workload, nullptr, warmup, g_stop, progress);
+    RunLoad(client, workload, nullptr, warmup, g_stop, progress);
   }
   if (command.progress) progress = ProgressLine("load   ");
-  report.result =
-      RunLoad(client->get(), **workload, verifier.get(), command.load, g_stop, progress);
+  report.result = RunLoad(client, workload, verifier.get(), command.load, g_stop, progress);
   if (command.progress) std::cerr << "\n";
   if (verifier != nullptr) report.verify = verifier->Verify(report.result.samples);
 
-  if (absl::Status status = WriteReport(report, command.json); !status.ok()) return status;
+  if (absl::Status status = WriteReport(report, command.json, &json_file); !status.ok())
+    return status;
   return Judge(report, command.allow_errors);
 }
 
@@ -244,7 +277,12 @@ int Main(absl::Span<const char* const> arguments) {
   }
   const absl::StatusOr<Command> command = CommandFromFlags();
   if (!command.ok()) return Fail(command.status(), 2);
-  const absl::Status status = RunCommand(*command);
+  const absl::StatusOr<std::unique_ptr<Workload>> workload = Workload::Create(command->workload);
+  if (!workload.ok()) return Fail(workload.status(), 2);
+  const absl::StatusOr<std::unique_ptr<AttentionClient>> client =
+      AttentionClient::Create(command->client);
+  if (!client.ok()) return Fail(client.status(), 2);
+  const absl::Status status = RunCommand(*command, **workload, client->get());
   return status.ok() ? 0 : Fail(status, 1);
 }
 

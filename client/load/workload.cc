@@ -12,7 +12,7 @@ namespace {
 
 // Far above what any message limit lets through; keeps every product below 2^62.
 constexpr int64_t kMaxLen = int64_t{1} << 24;
-constexpr int64_t kMaxHeads = int64_t{1} << 16;
+constexpr int64_t kMaxBytes = int64_t{1} << 31;
 
 absl::Status CheckRange(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
@@ -24,24 +24,33 @@ absl::StatusOr<WorkloadOptions> Resolve(WorkloadOptions options) {
   if (options.kv_heads == 0) options.kv_heads = options.heads;
   if (options.q_len == 0) options.q_len = options.seq_len;
   for (const absl::Status& status :
-       {CheckRange("heads", options.heads, 1, kMaxHeads),
-        CheckRange("kv_heads", options.kv_heads, 1, kMaxHeads),
-        CheckRange("head_dim", options.head_dim, 1, flashbias::kMaxHeadDim),
-        CheckRange("seq_len", options.seq_len, 1, kMaxLen),
-        CheckRange("q_len", options.q_len, 1, kMaxLen),
-        CheckRange("inputs", options.num_inputs, 1, 64)}) {
+       {CheckRange("--heads", options.heads, 1, kMaxHeads),
+        CheckRange("--kv_heads", options.kv_heads, 1, kMaxHeads),
+        CheckRange("--head_dim", options.head_dim, 1, flashbias::kMaxHeadDim),
+        CheckRange("--seq_len", options.seq_len, 1, kMaxLen),
+        CheckRange("--q_len", options.q_len, 1, kMaxLen),
+        CheckRange("--inputs", options.num_inputs, 1, 64)}) {
     if (!status.ok()) return status;
+  }
+  if (options.heads % options.kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv_heads is ", options.kv_heads, "; accepted: divisors of --heads, ", options.heads));
+  }
+  if (options.eps.has_value() && !(*options.eps >= 0 && *options.eps <= kMaxEps)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--eps is ", *options.eps, "; accepted: 0 to 2^-8"));
   }
   if (options.alibi != "standard" && options.alibi != "seed" && options.alibi != "none") {
     return absl::InvalidArgumentError(
-        absl::StrCat("alibi is '", options.alibi, "'; accepted: standard, seed, none"));
+        absl::StrCat("--alibi is '", options.alibi, "'; accepted: standard, seed, none"));
   }
   // What one input takes; more is a slip of the keyboard, and would be met by a failed allocation.
   const int64_t bytes = static_cast<int64_t>(SizeOf(options.dtype)) * options.head_dim *
                         (options.heads * options.q_len + 2 * options.kv_heads * options.seq_len);
-  if (auto status = CheckRange("the size of a request in bytes", bytes, 1, int64_t{1} << 31);
-      !status.ok()) {
-    return status;
+  if (bytes > kMaxBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--heads, --head_dim, --seq_len and --q_len make a request of ", bytes,
+                     " bytes; accepted: up to ", kMaxBytes));
   }
   return options;
 }

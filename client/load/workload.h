@@ -36,7 +36,7 @@ struct WorkloadOptions {
 
 class Workload {
  public:
-  // INVALID_ARGUMENT: an option is out of its range.
+  // INVALID_ARGUMENT: an option is out of its range; the message names its flag.
   static absl::StatusOr<std::unique_ptr<Workload>> Create(const WorkloadOptions& options);
   Workload(const Workload&) = delete;
   Workload& operator=(const Workload&) = delete;

@@ -416,6 +416,35 @@ TEST(AttentionClientTest, SeveralConnectionsAreAllUsed) {
   EXPECT_EQ(server.connections(), 3u);
 }
 
+TEST(AttentionClientTest, RetriesTakeAnotherConnection) {
+  // The first call stays on one connection. The second fails on the other, which then carries the
+  // fewest calls, and has to move over all the same.
+  absl::Notification first_arrived, second_ended;
+  std::string failed_peer, retried_peer;
+  FakeServer server([&](int call, grpc::ServerContext* context, const v1::AttendRequest& request,
+                        v1::AttendResponse* response) {
+    if (call == 0) {
+      first_arrived.Notify();
+      second_ended.WaitForNotification();
+    } else if (call == 1) {
+      failed_peer = context->peer();
+      return grpc::Status(grpc::StatusCode::UNAVAILABLE, "broken");
+    } else {
+      retried_peer = context->peer();
+    }
+    return Echo(request, response);
+  });
+  const auto client = Connect(server, {.num_connections = 2, .retry = kFastRetry});
+  TestRequest test;
+  std::thread first([&] { EXPECT_TRUE(client->Attend(test.request).ok()); });
+  first_arrived.WaitForNotification();
+  EXPECT_TRUE(client->Attend(test.request).ok());
+  second_ended.Notify();
+  first.join();
+  EXPECT_EQ(server.calls(), 3);
+  EXPECT_NE(failed_peer, retried_peer);
+}
+
 TEST(AttentionClientTest, ManyThreadsShareOneClient) {
   FakeServer server(EchoHandler());
   const auto client = Connect(server, {.num_connections = 2});

@@ -115,6 +115,36 @@ TEST_F(CallCommandTest, LowRankFactors) {
   command.phi_k = Write<float>("phi_k", NpyType::kFloat32, {3, 2, 1}, {1, 2, 3, 4, 5, 6});
   ASSERT_TRUE(Run(command).ok());
   EXPECT_THAT(received_.low_rank().phi_k().shape(), ElementsAre(3, 2, 1));
+  EXPECT_EQ(received_.low_rank().phi_k().dtype(), v1::DTYPE_FLOAT32);
+}
+
+TEST_F(CallCommandTest, FactorsAreConvertedToTheirOwnDType) {
+  CallCommand command = Command();
+  command.phi_q = Write<double>("phi_q", NpyType::kFloat64, {2, 1, 1}, {1, 2});
+  command.phi_k = Write<uint16_t>("phi_k", NpyType::kUint16, {3, 1, 1}, {0x3f80, 0, 0});
+  command.dtype = DType::kFloat16;
+  EXPECT_THAT(std::string(Run(command).message()), HasSubstr("with --phi_dtype="));
+  command.phi_dtype = DType::kBFloat16;
+  ASSERT_TRUE(Run(command).ok());
+  EXPECT_EQ(received_.q().dtype(), v1::DTYPE_FLOAT16);
+  EXPECT_EQ(received_.low_rank().phi_q().dtype(), v1::DTYPE_BFLOAT16);
+  EXPECT_EQ(received_.low_rank().phi_q().data(), std::string("\x80\x3f\x00\x40", 4));
+  EXPECT_EQ(received_.low_rank().phi_k().data(), std::string("\x80\x3f\0\0\0\0", 6));
+}
+
+TEST_F(CallCommandTest, AnAnswerThatIsNotWrittenIsPrinted) {
+  ASSERT_TRUE(Run(Command()).ok());
+  EXPECT_THAT(out_.str(), HasSubstr("float32 [2, 2, 2]"));
+  EXPECT_THAT(out_.str(), HasSubstr("o      begins 1 2 3"));
+}
+
+TEST_F(CallCommandTest, OutputsAreOpenedBeforeTheCall) {
+  CallCommand command = Command();
+  command.out = Path("o");
+  command.lse = "/nowhere/lse.npy";
+  EXPECT_THAT(std::string(Run(command).message()), HasSubstr("/nowhere/lse.npy"));
+  EXPECT_EQ(server_.calls(), 0);
+  EXPECT_EQ(ReadNpy(command.out).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(CallCommandTest, DemoMakesItsOwnInputAndPrints) {
@@ -146,6 +176,29 @@ TEST_F(CallCommandTest, ErrorsNameTheFlagOrTheFile) {
   command = Command();
   command.demo = true;
   EXPECT_THAT(message(command), HasSubstr("--demo"));
+  command.q = command.k = command.v = "";
+  command.alibi = "standart";
+  EXPECT_THAT(message(command), HasSubstr("--alibi is 'standart'; accepted"));
+  command = Command();
+  command.alibi = "standart";
+  EXPECT_THAT(message(command), HasSubstr("; accepted: standard, seed or a .npy file"));
+  command.alibi = Write<uint16_t>("slopes_u2", NpyType::kUint16, {2}, {1, 2});
+  EXPECT_THAT(message(command), HasSubstr("uint16 is not read here"));
+  command = Command();
+  command.target = "";
+  EXPECT_THAT(message(command), HasSubstr("--target is empty"));
+  command = Command();
+  command.eps = 1;
+  EXPECT_THAT(message(command), HasSubstr("--eps is 1; accepted: 0 to 2^-8"));
+  command = Command();
+  command.left_window = -1;
+  EXPECT_THAT(message(command), HasSubstr("--left_window is -1"));
+  command = Command();
+  command.phi_dtype = DType::kFloat16;
+  EXPECT_THAT(message(command), HasSubstr("--phi_dtype"));
+  command = Command();
+  command.out = command.lse = "x.npy";
+  EXPECT_THAT(message(command), HasSubstr("--out and --lse"));
   command = Command();
   command.q_lens = {2};
   EXPECT_THAT(message(command), HasSubstr("--kv_lens"));

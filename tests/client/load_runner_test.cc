@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "client/load/report.h"
@@ -111,6 +112,31 @@ TEST(LoadRunnerTest, NoSuccessFailsEvenWhenErrorsAreAllowed) {
     return grpc::Status(grpc::StatusCode::INTERNAL, "broken");
   });
   EXPECT_FALSE(Judge(RunAgainst(server), true).ok());
+}
+
+TEST(LoadRunnerTest, RequestsAloneAreNotLimitedByTheDefaultDuration) {
+  const absl::Duration ten = absl::Seconds(10);
+  EXPECT_EQ(LimitFrom(std::nullopt, 0, ten).duration, ten);
+  EXPECT_EQ(LimitFrom(std::nullopt, 5, ten).duration, absl::InfiniteDuration());
+  EXPECT_EQ(LimitFrom(absl::Seconds(3), 5, ten).duration, absl::Seconds(3));
+  EXPECT_EQ(LimitFrom(absl::Seconds(3), 5, ten).requests, 5);
+}
+
+TEST(LoadRunnerTest, WorkloadErrorsNameTheFlag) {
+  const auto message = [](const WorkloadOptions& options) {
+    const auto workload = Workload::Create(options);
+    EXPECT_EQ(workload.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(workload.status().message());
+  };
+  EXPECT_EQ(message({.heads = 0}), "--heads is 0; accepted: 1 to 65536");
+  EXPECT_EQ(message({.heads = 65537}), "--heads is 65537; accepted: 1 to 65536");
+  EXPECT_EQ(message({.heads = 4, .kv_heads = 3}),
+            "--kv_heads is 3; accepted: divisors of --heads, 4");
+  EXPECT_EQ(message({.alibi = "standart"}),
+            "--alibi is 'standart'; accepted: standard, seed, none");
+  EXPECT_EQ(message({.eps = 1}), "--eps is 1; accepted: 0 to 2^-8");
+  EXPECT_THAT(message({.heads = 65536, .head_dim = 128, .seq_len = 1 << 20}),
+              HasSubstr("--seq_len"));
 }
 
 TEST(LoadRunnerTest, StopEndsARunWithoutLimits) {

@@ -2,7 +2,9 @@
 
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -18,6 +20,11 @@ NpyArray Array(NpyType type, const std::vector<T>& values) {
   NpyArray array{.type = type, .shape = {static_cast<int64_t>(values.size())}};
   array.data.assign(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
   return array;
+}
+
+absl::StatusOr<OwnedTensor> ToTensor(const std::string& name, NpyArray array,
+                                     std::optional<DType> wanted) {
+  return ToTensor(name, std::move(array), wanted, "--dtype");
 }
 
 float At(const OwnedTensor& tensor, int64_t index) {
@@ -69,6 +76,43 @@ TEST(NpyTensorTest, ConvertsAndRefusesToOverflow) {
       ToTensor("a", Array<uint16_t>(NpyType::kFloat16, {0x3c00}), DType::kBFloat16);
   ASSERT_TRUE(widened.ok());
   EXPECT_EQ(At(*widened, 0), 1.0f);
+}
+
+TEST(NpyTensorTest, Float64IsRoundedOnce) {
+  // Rounded to float32 first, the first two become ties, which then go the wrong way, and the third
+  // a value that is beyond float16.
+  const NpyArray array =
+      Array<double>(NpyType::kFloat64, {1 + 0x1p-11 + 0x1p-40, -(1 + 0x1.8p-10 - 0x1p-40),
+                                        65520 - 0x1p-30, 0x1p-25 + 0x1p-60, 0x1p-1000, 0.1});
+  const auto half = ToTensor("a", array, DType::kFloat16);
+  ASSERT_TRUE(half.ok()) << half.status();
+  EXPECT_EQ(At(*half, 0), 1 + 0x1p-10f);
+  EXPECT_EQ(At(*half, 1), -(1 + 0x1p-10f));
+  EXPECT_EQ(At(*half, 2), 65504.0f);
+  EXPECT_EQ(At(*half, 3), 0x1p-24f);
+  EXPECT_EQ(At(*half, 4), 0.0f);
+  EXPECT_EQ(At(*half, 5), 0.0999755859375f);
+  const auto bfloat = ToTensor(
+      "a", Array<double>(NpyType::kFloat64, {1 + 0x1p-8 + 0x1p-40, 1 + 0x1.8p-7 - 0x1p-40}),
+      DType::kBFloat16);
+  ASSERT_TRUE(bfloat.ok()) << bfloat.status();
+  EXPECT_EQ(At(*bfloat, 0), 1 + 0x1p-7f);
+  EXPECT_EQ(At(*bfloat, 1), 1 + 0x1p-7f);
+  EXPECT_FALSE(ToTensor("a", Array<double>(NpyType::kFloat64, {65520}), DType::kFloat16).ok());
+}
+
+TEST(NpyTensorTest, AdviceNamesTheFlagThatHelps) {
+  const NpyArray f8 = Array<double>(NpyType::kFloat64, {1});
+  const NpyArray u2 = Array<uint16_t>(NpyType::kUint16, {1});
+  const auto message = [](const absl::StatusOr<OwnedTensor>& result) {
+    return std::string(result.status().message());
+  };
+  EXPECT_THAT(message(ToTensor("a", f8, std::nullopt, "--phi_dtype")),
+              HasSubstr("--phi_dtype=float32|"));
+  EXPECT_THAT(message(ToTensor("a", u2, std::nullopt, "--phi_dtype")),
+              HasSubstr("--phi_dtype=bfloat16"));
+  EXPECT_EQ(message(ToTensor("a", u2, DType::kFloat32, nullptr)),
+            "a: uint16 is not read here; accepted: float16, float32 or float64");
 }
 
 TEST(NpyTensorTest, ResultsOfBfloat16AreWidened) {

@@ -97,8 +97,30 @@ TEST(NpyTest, SaysWhichElementTypesAreServed) {
   const std::string structured =
       "{'descr': [('x', '<f4'), ('y', '<f4', (2,))], 'fortran_order': False, 'shape': (1,), }";
   EXPECT_THAT(ErrorOf(File(1, structured, "abcdabcdabcd")), HasSubstr("structured"));
-  EXPECT_THAT(ErrorOf(File(1, Dict("<f4", "(2, 2)", "True"), "abcdabcdabcdabcd")),
-              HasSubstr("Fortran order"));
+}
+
+TEST(NpyTest, FortranOrderComesOutRowMajor) {
+  // Row and column are the two characters of an element.
+  absl::StatusOr<NpyArray> array =
+      ParseNpy("a.npy", File(1, Dict("<f2", "(2, 3)", "True"), "a0b0a1b1a2b2"));
+  ASSERT_TRUE(array.ok()) << array.status();
+  EXPECT_EQ(array->shape, (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(array->data, "a0a1a2b0b1b2");
+
+  // The first index is upper or lower case, the second the letter, the third the digit.
+  array = ParseNpy("a.npy", File(1, Dict("<u2", "(2, 3, 2)", "True"), "A0a0B0b0C0c0A1a1B1b1C1c1"));
+  ASSERT_TRUE(array.ok()) << array.status();
+  EXPECT_EQ(array->shape, (std::vector<int64_t>{2, 3, 2}));
+  EXPECT_EQ(array->data, "A0A1B0B1C0C1a0a1b0b1c0c1");
+
+  array = ParseNpy("a.npy", File(1, Dict("<f2", "(3,)", "True"), "abcdef"));
+  ASSERT_TRUE(array.ok()) << array.status();
+  EXPECT_EQ(array->data, "abcdef");
+  array = ParseNpy("a.npy", File(1, Dict("<f2", "(0, 4)", "True"), ""));
+  ASSERT_TRUE(array.ok()) << array.status();
+  EXPECT_EQ(array->data, "");
+  EXPECT_THAT(ErrorOf(File(1, Dict("<f2", "(1, 1, 1, 1)", "True"), "ab")),
+              AllOf(HasSubstr("Fortran order with 4 dimensions"), HasSubstr("up to 3")));
 }
 
 TEST(NpyTest, RefusesTruncatedFilesAtEveryLength) {

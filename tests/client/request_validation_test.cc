@@ -103,6 +103,13 @@ TEST(RequestValidationTest, Heads) {
               AllOf(HasSubstr("num_q_heads, q.shape[1], is 3"), HasSubstr("num_kv_heads, 2")));
   EXPECT_THAT(ErrorAfter([](auto& r) { r.q.shape = {6, 0, 8}; }), HasSubstr("num_q_heads"));
   EXPECT_THAT(ErrorAfter([](auto& r) {
+                r.q.shape = {6, 65538, 8};
+              }),
+              AllOf(HasSubstr("num_q_heads, q.shape[1], is 65538"), HasSubstr("1 to 65536")));
+  AttendRequest most = Valid();
+  most.q.shape = {6, 65536, 8};
+  EXPECT_TRUE(SummarizeRequest(most).ok());
+  EXPECT_THAT(ErrorAfter([](auto& r) {
                 r.k.shape = r.v.shape = {10, 0, 8};
               }),
               HasSubstr("num_kv_heads"));

@@ -1,0 +1,82 @@
+// The programs as a shell sees them: exit codes and what they say. No server is called.
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace flashbias::client {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Ended {
+  int exit_code = -1;
+  std::string output = {};  // stdout and stderr
+};
+
+Ended RunProgram(const std::string& command_line) {
+  Ended ended;
+  std::FILE* const pipe = popen((command_line + " 2>&1 </dev/null").c_str(), "r");
+  if (pipe == nullptr) return ended;
+  std::array<char, 4096> buffer;
+  while (const size_t got = fread(buffer.data(), 1, buffer.size(), pipe)) {
+    ended.output.append(buffer.data(), got);
+  }
+  const int status = pclose(pipe);
+  if (WIFEXITED(status)) ended.exit_code = WEXITSTATUS(status);
+  return ended;
+}
+
+struct Wrong {
+  const char* arguments;
+  const char* message;
+};
+
+TEST(ProgramsTest, LoadEndsWith2WhenTheCommandLineIsWrong) {
+  for (const Wrong& wrong :
+       {Wrong{"--heads=0", "--heads is 0; accepted: 1 to 65536"},
+        Wrong{"--connections=0", "--connections is 0; accepted: 1 to 256"},
+        Wrong{"--alibi=x", "--alibi is 'x'; accepted: standard, seed, none"},
+        Wrong{"--kv_heads=3 --heads=4", "--kv_heads is 3; accepted: divisors of --heads, 4"},
+        Wrong{"--eps=1", "--eps is 1; accepted: 0 to 2^-8"},
+        Wrong{"--target=", "--target is empty; accepted: host:port"},
+        Wrong{"--max_message_bytes=0", "--max_message_bytes is 0; accepted: 1 to 2147483647"},
+        Wrong{"--duration=0", "--duration is 0; accepted: positive durations"},
+        Wrong{"--duration=inf", "--duration is inf; accepted only with --requests"},
+        Wrong{"--requests=-5", "--requests is -5; accepted: 0 (no limit) and above"},
+        Wrong{"--warmup=-1s", "--warmup is -1s; accepted: durations from 0"},
+        Wrong{"--warmup_requests=-1", "--warmup_requests is -1; accepted"},
+        Wrong{"--timeout=-2s", "--timeout is -2s; accepted: positive durations"},
+        Wrong{"--dtype=float64", "--dtype is 'float64'; accepted"}}) {
+    const Ended ended = RunProgram(std::string(FLASHBIAS_LOAD " ") + wrong.arguments);
+    EXPECT_EQ(ended.exit_code, 2) << wrong.arguments;
+    EXPECT_THAT(ended.output, HasSubstr(wrong.message));
+  }
+}
+
+TEST(ProgramsTest, CallEndsWith2WhenTheCommandLineIsWrong) {
+  for (const Wrong& wrong : {Wrong{"--demo --target=", "--target is empty; accepted: host:port"},
+                             Wrong{"--demo --timeout=0", "--timeout is 0; accepted"},
+                             Wrong{"--demo --eps=1", "--eps is 1; accepted: 0 to 2^-8"},
+                             Wrong{"--demo --alibi=standart", "--alibi is 'standart'; accepted"},
+                             Wrong{"--phi_dtype=x", "--phi_dtype is 'x'; accepted: auto"},
+                             Wrong{"", "--q is missing"}}) {
+    const Ended ended = RunProgram(std::string(FLASHBIAS_CALL " ") + wrong.arguments);
+    EXPECT_EQ(ended.exit_code, 2) << wrong.arguments;
+    EXPECT_THAT(ended.output, HasSubstr(wrong.message));
+  }
+}
+
+TEST(ProgramsTest, LoadOpensItsReportBeforeItConnects) {
+  const Ended ended =
+      RunProgram(FLASHBIAS_LOAD " --target=127.0.0.1:1 --seq_len=4 --json=/nowhere/r");
+  EXPECT_EQ(ended.exit_code, 1);
+  EXPECT_THAT(ended.output, HasSubstr("/nowhere/r: cannot write"));
+}
+
+}  // namespace
+}  // namespace flashbias::client
