@@ -34,15 +34,16 @@ int64_t EstimateScoreElements(const AttentionProblem& problem) {
     const int64_t q_len = problem.sequences[n].q_len;
     const int64_t samples = std::min(kSamples, q_len);
     // Without slopes all heads are alike.
-    const int heads = problem.bias_kind == BiasKind::kAlibi ? problem.num_q_heads : 1;
+    const bool alike = problem.bias_kind != BiasKind::kAlibi;
+    const int heads = alike ? 1 : problem.num_q_heads;
     double sum = 0;
     for (int64_t k = 0; k < samples; ++k) {
       const int64_t row = (2 * k + 1) * q_len / (2 * samples);
       for (int head = 0; head < heads; ++head) sum += ExpectedKeys(problem, n, head, row);
     }
     if (samples > 0) {
-      total += sum * static_cast<double>(q_len) / static_cast<double>(samples) *
-               (problem.num_q_heads / heads);
+      const double copies = alike ? problem.num_q_heads : 1;
+      total += sum * copies * static_cast<double>(q_len) / static_cast<double>(samples);
     }
   }
   constexpr double kLimit = 9.2e18;  // just under INT64_MAX
