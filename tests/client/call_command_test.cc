@@ -32,7 +32,9 @@ class CallCommandTest : public testing::Test {
 
   // A path that is removed at the end.
   std::string Path(const std::string& name) {
-    written_.push_back(testing::TempDir() + "call_command_test_" + name);
+    // Named after the test: its neighbours run beside it.
+    written_.push_back(testing::TempDir() + "call_command_test_" +
+                       testing::UnitTest::GetInstance()->current_test_info()->name() + "_" + name);
     return written_.back();
   }
 
