@@ -19,6 +19,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/reflection.h"
 #include "absl/flags/usage.h"
+#include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/types/span.h"
 #include "kernels/alibi.h"
@@ -48,6 +49,9 @@ ABSL_FLAG(std::string, slopes, "seed",
 ABSL_FLAG(int, rank, 2, "for low_rank: 1 to 64");
 ABSL_FLAG(double, eps, flashbias::kDefaultEps,
           "largest share of softmax mass that skipping may drop; 0: dense");
+ABSL_FLAG(
+    bool, always_skip, false,
+    "skip wherever it is possible, also where the pass over the keys costs more than it saves");
 ABSL_FLAG(bool, causal, true, "a query sees keys up to its own position; --nocausal: every key");
 ABSL_FLAG(int64_t, window, 0, "left window; 0: unlimited");
 ABSL_FLAG(std::string, family, "auto", "kernel: auto, hopper or portable");
@@ -133,12 +137,17 @@ std::vector<BenchCase> CasesFromFlags() {
 }
 
 cuda::PlanOptions PlanOptionsFromFlags() {
-  using Choice = cuda::PlanOptions::Choice;
+  using cuda::PlanOptions;
+  PlanOptions options;
   const std::string family = absl::GetFlag(FLAGS_family);
-  if (family == "hopper") return {.family = Choice::kHopper};
-  if (family == "portable") return {.family = Choice::kPortable};
-  Require(family == "auto", "--family", "must be auto, hopper or portable");
-  return {};
+  Require(family == "auto" || family == "hopper" || family == "portable", "--family",
+          "must be auto, hopper or portable");
+  if (family == "hopper") options.family = PlanOptions::Family::kHopper;
+  if (family == "portable") options.family = PlanOptions::Family::kPortable;
+  if (absl::GetFlag(FLAGS_always_skip)) {
+    options.skipping = PlanOptions::Skipping::kWhereverPossible;
+  }
+  return options;
 }
 
 cuda::DeviceTraits OpenDevice() {
@@ -230,7 +239,8 @@ BenchRow RunCase(const BenchCase& shape, const cuda::DeviceTraits& traits,
   if (!plan.ok()) Fail("plan", std::string(plan.status().message()).c_str());
   const PinnedMemory staging = AllocatePinned(plan->staging_bytes());
   const DeviceMemory workspace = AllocateDevice(plan->workspace_bytes());
-  plan->Bind(staging.get(), workspace.get());
+  const absl::Status bound = plan->Bind(staging.get(), workspace.get());
+  if (!bound.ok()) Fail("plan", std::string(bound.message()).c_str());
   FLASHBIAS_CHECK_CUDA(cuda::UploadPlan(*plan, stream));
 
   // NaN everywhere, so that --check sees what is not written.
