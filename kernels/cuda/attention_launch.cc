@@ -21,9 +21,7 @@ cudaError_t LaunchAttention(const AttentionPlan& plan, cudaStream_t stream) {
   error = LaunchKeyNorms(plan.key_norm_params(), dtype, stream);
   if (error != cudaSuccess) return error;
   if (plan.family() == KernelFamily::kHopper) {
-    const bool after_key_norms = plan.key_norm_params().num_blocks > 0;
-    return hopper::LaunchAttention(params, dtype, padded_head_dim, num_sms, after_key_norms,
-                                   stream);
+    return hopper::LaunchAttention(plan.hopper_plan(), dtype, padded_head_dim, num_sms, stream);
   }
   error = portable::LaunchAttention(params, dtype, padded_head_dim, low_rank, num_sms, stream);
   if (error != cudaSuccess || !plan.has_splits()) return error;

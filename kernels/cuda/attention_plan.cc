@@ -429,7 +429,8 @@ absl::Status AttentionPlan::Bind(void* staging, void* workspace) {
              .num_sequences = static_cast<int32_t>(sequences_.size())};
   key_norm_params_ = {.jobs = reinterpret_cast<const KeyNormJob*>(device + layout_.key_norm_jobs),
                       .num_jobs = static_cast<int32_t>(key_norm_jobs_.size()),
-                      .num_blocks = key_norm_blocks_};
+                      .num_blocks = key_norm_blocks_,
+                      .runs = family_ == KernelFamily::kPortable ? 1 : 0};
   pack_params_ = {.jobs = reinterpret_cast<const PackJob*>(device + layout_.pack_jobs),
                   .num_jobs = static_cast<int32_t>(pack_jobs_.size())};
   if (family_ == KernelFamily::kHopper) {
@@ -440,6 +441,12 @@ absl::Status AttentionPlan::Bind(void* staging, void* workspace) {
           hopper::EncodeTensorMaps(sequences_[n], group_.dtype, group_.padded_head_dim, &maps[n]);
       if (!status.ok()) return status;
     }
+    hopper_plan_ = {.params = params_,
+                    .sequences = sequences_.data(),
+                    .tensor_maps = maps,
+                    .items = items_.data(),
+                    .slopes = slopes_.empty() ? nullptr : slopes_.data(),
+                    .after_key_norms = key_norm_blocks_ > 0};
   }
   return absl::OkStatus();
 }

@@ -22,6 +22,7 @@
 #include "kernels/attention_problem.h"
 #include "kernels/cuda/attention_params.h"
 #include "kernels/cuda/device_traits.h"
+#include "kernels/cuda/hopper/hopper_attention.h"
 #include "kernels/cuda/key_norms.h"
 #include "kernels/cuda/pack_rows.h"
 
@@ -82,6 +83,7 @@ class AttentionPlan {
   const AttentionParams& params() const { return params_; }
   const KeyNormParams& key_norm_params() const { return key_norm_params_; }
   const PackParams& pack_params() const { return pack_params_; }
+  const hopper::HostPlan& hopper_plan() const { return hopper_plan_; }
   bool has_splits() const { return has_splits_; }
   const DeviceTraits& device() const { return device_; }
   const void* staging() const { return staging_; }
@@ -152,6 +154,7 @@ class AttentionPlan {
   AttentionParams params_{};
   KeyNormParams key_norm_params_{};
   PackParams pack_params_{};
+  hopper::HostPlan hopper_plan_{};  // points into this plan and its staging memory
 };
 
 }  // namespace flashbias::cuda

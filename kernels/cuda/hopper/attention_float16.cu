@@ -3,15 +3,15 @@
 
 namespace flashbias::cuda::hopper {
 
-cudaError_t LaunchFloat16(const AttentionParams& params, int padded_head_dim, int num_sms,
-                          bool after_key_norms, cudaStream_t stream) {
+cudaError_t LaunchFloat16(const HostPlan& plan, int padded_head_dim, int num_sms,
+                          cudaStream_t stream) {
   switch (padded_head_dim) {
     case 32:
-      return Launch<__half, 32>(params, num_sms, after_key_norms, stream);
+      return Launch<__half, 32>(plan, num_sms, stream);
     case 64:
-      return Launch<__half, 64>(params, num_sms, after_key_norms, stream);
+      return Launch<__half, 64>(plan, num_sms, stream);
     default:
-      return Launch<__half, 128>(params, num_sms, after_key_norms, stream);
+      return Launch<__half, 128>(plan, num_sms, stream);
   }
 }
 

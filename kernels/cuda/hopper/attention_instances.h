@@ -7,10 +7,10 @@
 namespace flashbias::cuda::hopper {
 
 // As hopper_attention.h's LaunchAttention, for one dtype.
-cudaError_t LaunchFloat16(const AttentionParams& params, int padded_head_dim, int num_sms,
-                          bool after_key_norms, cudaStream_t stream);
-cudaError_t LaunchBFloat16(const AttentionParams& params, int padded_head_dim, int num_sms,
-                           bool after_key_norms, cudaStream_t stream);
+cudaError_t LaunchFloat16(const HostPlan& plan, int padded_head_dim, int num_sms,
+                          cudaStream_t stream);
+cudaError_t LaunchBFloat16(const HostPlan& plan, int padded_head_dim, int num_sms,
+                           cudaStream_t stream);
 
 }  // namespace flashbias::cuda::hopper
 

@@ -2,7 +2,10 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_ATTENTION_KERNEL_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_ATTENTION_KERNEL_CUH_
 
+#include <algorithm>
+
 #include "kernels/cuda/hopper/consumer.cuh"
+#include "kernels/cuda/hopper/norm_reader.cuh"
 #include "kernels/cuda/hopper/producer.cuh"
 
 namespace flashbias::cuda::hopper {
@@ -25,55 +28,87 @@ __device__ void FillConstants(char* shared) {
   FenceAsyncProxy();
 }
 
+template <int kHeadDim>
+__device__ void InitBarriers(uint32_t base) {
+  using L = Layout<kHeadDim>;
+  for (int stage = 0; stage < L::kStages; ++stage) {
+    MbarrierInit(L::TileFull(base, stage), 1);
+    MbarrierInit(L::TileEmpty(base, stage), 4 * L::kConsumers);
+  }
+  for (int buffer = 0; buffer < L::kBuffers; ++buffer) {
+    MbarrierInit(L::ItemFull(base, buffer), 2);
+    MbarrierInit(L::ItemEmpty(base, buffer), L::kItemReaders);
+    MbarrierInit(L::NormsFull(base, buffer), 1);
+  }
+  MbarrierInitFence();
+}
+
 template <typename Element, int kHeadDim>
 __global__ void __launch_bounds__(Layout<kHeadDim>::kThreads, 1)
-    AttentionKernel(const __grid_constant__ AttentionParams params) {
+    AttentionKernel(const __grid_constant__ KernelParams params) {
   using L = Layout<kHeadDim>;
-  extern __shared__ __align__(1024) char shared[];
-  const uint32_t base = SharedAddress(shared);
+  char* const shared = SharedMemory();
+  if (threadIdx.x == L::kConsumers * kWarpgroupThreads)
+    InitBarriers<kHeadDim>(SharedAddress(shared));
   FillConstants<Element, kHeadDim>(shared);
-  if (threadIdx.x == 0) {
-    constexpr int kConsumerWarps = L::kConsumers * 4;
-    for (int stage = 0; stage < L::kStages; ++stage) {
-      MbarrierInit(L::TileFull(base, stage), 1);
-      MbarrierInit(L::TileEmpty(base, stage), kConsumerWarps);
-    }
-    for (int buffer = 0; buffer < L::kQueryBuffers; ++buffer) {
-      MbarrierInit(L::QueryFull(base, buffer), 1);
-      MbarrierInit(L::QueryEmpty(base, buffer), kConsumerWarps);
-    }
-    MbarrierInitFence();
-  }
   __syncthreads();
   // Uniform over the warp, and the compiler knows it.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   if (warpgroup == L::kConsumers) {
     ShrinkRegisters<L::kProducerRegisters>();
-    if (threadIdx.x == L::kConsumers * kWarpgroupThreads) Producer<kHeadDim>(params, shared).Run();
+    const int warp = threadIdx.x % kWarpgroupThreads / 32;
+    if (warp == 0 && threadIdx.x % 32 == 0) Producer<kHeadDim>(params).Run();
+    if (warp == 1) NormReader<kHeadDim>().Run();
   } else {
     GrowRegisters<L::kConsumerRegisters>();
-    Consumer<Element, kHeadDim>(params, shared, warpgroup).Run();
+    Consumer<Element, kHeadDim>(params, warpgroup).Run();
   }
 }
 
+// Copies what the first blocks need into the argument, where the plan is simple enough.
+template <int kHeadDim>
+KernelParams MakeKernelParams(const HostPlan& plan, int num_blocks) {
+  KernelParams params{};
+  params.plan = plan.params;
+  constexpr int kMaxHalf = 0xffff;
+  if (plan.params.num_sequences != 1) return params;
+  const SequenceParams& sequence = plan.sequences[0];
+  if (sequence.num_q_heads > kMaxSlopes || sequence.q_len / QueryTileRows(kHeadDim) > kMaxHalf) {
+    return params;
+  }
+  params.sequence = sequence;
+  params.tensor_maps = plan.tensor_maps[0];
+  params.num_first_items = std::min({num_blocks, plan.params.num_items, kMaxFirstItems});
+  for (int n = 0; n < params.num_first_items; ++n) {
+    const WorkItem& item = plan.items[n];
+    params.first_items[n] = static_cast<uint32_t>(item.q_begin / QueryTileRows(kHeadDim)) << 16 |
+                            static_cast<uint32_t>(item.head);
+  }
+  if (plan.slopes != nullptr) {
+    std::copy_n(plan.slopes, sequence.num_q_heads, params.slopes);
+  }
+  return params;
+}
+
 template <typename Element, int kHeadDim>
-cudaError_t Launch(const AttentionParams& params, int num_sms, bool after_key_norms,
-                   cudaStream_t stream) {
+cudaError_t Launch(const HostPlan& plan, int num_sms, cudaStream_t stream) {
   using L = Layout<kHeadDim>;
   auto* const kernel = AttentionKernel<Element, kHeadDim>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes);
   if (error != cudaSuccess) return error;
+  const int num_blocks = std::min(plan.params.num_items, num_sms);
+  const KernelParams params = MakeKernelParams<kHeadDim>(plan, num_blocks);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(min(params.num_items, num_sms));
+  config.gridDim = dim3(num_blocks);
   config.blockDim = dim3(L::kThreads);
   config.dynamicSmemBytes = L::kSharedBytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = after_key_norms ? 1 : 0;
+  config.numAttrs = plan.after_key_norms ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 

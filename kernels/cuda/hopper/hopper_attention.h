@@ -30,10 +30,21 @@ constexpr int QueryTileRows(int padded_head_dim) {
   return padded_head_dim == 32 ? 256 : (padded_head_dim == 64 ? 192 : 128);
 }
 
+// A bound plan and its parts in host memory, from which a launch may copy what its first thread
+// blocks need into its own arguments.
+struct HostPlan {
+  AttentionParams params;
+  const SequenceParams* sequences;        // [params.num_sequences]
+  const SequenceTensorMaps* tensor_maps;  // [params.num_sequences]
+  const WorkItem* items;                  // [params.num_items]
+  const float* slopes;                    // of the first sequence; null: none
+  // The launch before this one on the stream is LaunchKeyNorms; both may overlap.
+  bool after_key_norms;
+};
+
 // Asynchronous. `padded_head_dim` is 32, 64 or 128, at least every sequence's head_dim.
-// `after_key_norms`: the launch before this one on the stream is LaunchKeyNorms; both may overlap.
-cudaError_t LaunchAttention(const AttentionParams& params, DType dtype, int padded_head_dim,
-                            int num_sms, bool after_key_norms, cudaStream_t stream);
+cudaError_t LaunchAttention(const HostPlan& plan, DType dtype, int padded_head_dim, int num_sms,
+                            cudaStream_t stream);
 
 }  // namespace flashbias::cuda::hopper
 

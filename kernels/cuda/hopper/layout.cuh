@@ -1,6 +1,6 @@
 // The shape of a thread block of the Hopper kernel and where everything lies in its shared memory.
 //
-// A block is a producer and kConsumers consumer warpgroups; each consumer computes 64
+// A block is a producer warpgroup and kConsumers consumer warpgroups. Each consumer computes 64
 // query rows of the block's work item against tiles of kKeyTileKeys keys that all of them share.
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_LAYOUT_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_LAYOUT_CUH_
@@ -15,16 +15,10 @@ namespace flashbias::cuda::hopper {
 
 inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kRowsPerConsumer = 64;
-inline constexpr int kEndOfItem = -1;  // in place of a tile's first key
-inline constexpr int kNoLimit = 1 << 30;
-
-// Named barriers: 1 .. 4 hand the token to a consumer, 5 .. 8 join one consumer's warps.
-inline constexpr int kTokenBarrier = 1;
-inline constexpr int kConsumerBarrier = 5;
-
-__device__ __forceinline__ void JoinConsumer(int consumer) {
-  NamedBarrierSync(kConsumerBarrier + consumer, kWarpgroupThreads);
-}
+inline constexpr int kMaxConsumers = 4;
+inline constexpr int kEndOfItem = -1;     // in place of a tile's first key
+inline constexpr int kNoLimit = 1 << 30;  // beyond every key
+inline constexpr int kNormEntries = 256;  // of a side's table of key norms in shared memory
 
 // What the producer tells the consumers of one work item; sequence < 0: there are no more.
 struct ItemInfo {
@@ -36,6 +30,7 @@ struct ItemInfo {
   int window_diagonal;
   int causal;
   int first_tile;  // where the walk starts: leftwards from it, then rightwards
+  int last_key;    // that any row may see
   int num_q_heads;
   int head_dim;
   int problem;
@@ -44,34 +39,42 @@ struct ItemInfo {
   float slope_log2;       // slope * log2(e)
   float slope_in_scores;  // slope / softmax_scale: the slope in units of <q, k>
   float slope;
-  // log2 of what a side may drop, less that of the geometric sum; -infinity: drop nothing.
+  // log2 of what a side may drop, less that of the geometric sum.
   float log2_budget;
   int64_t exact_diagonal;
-  const float* norms_before;  // running maxima over norm tiles 0 .. t; null: drop nothing
-  const float* norms_after;   // over norm tiles t .. last
-  void* o;                    // row 0 of this head
-  float* lse;                 // row 0 of this head; null: not wanted
+  const float* key_norms;  // of each norm tile of this head's keys; null: drop nothing
+  int norm_tiles;
+  int tiles_per_norm;  // tiles of kKeyTileKeys keys behind one entry of the tables
+  void* o;             // row 0 of this head
+  float* lse;          // row 0 of this head; null: not wanted
   // Keys that a consumer still needs lie strictly between these; the producer reads them to stop.
-  int left_limit[4];
-  int right_limit[4];
+  int left_limit[kMaxConsumers];
+  int right_limit[kMaxConsumers];
 };
 
-// Constant over an item for one consumer; read by all of its lanes at every tile.
+// What one consumer needs to know of an item's tiles; constant over the item, but for the limits.
+// In shared memory, where all lanes read the same: as registers they would not be known to be.
 struct alignas(16) TileBounds {
+  // Tiles whose first key is within these lie on the left of every row, need no mask, and are
+  // needed.
+  int plain_first;
+  int plain_last;
+  int left_limit;      // keys at or before it are negligible
+  int right_limit;     // keys at or after it are negligible
   int first_key;       // of any row
   int last_key;        // of any row; below first_key: none
   int interior_begin;  // tiles within [interior_begin, interior_end] need no mask
   int interior_end;
   int first_row;  // key row at which the first query row stands
   int last_row;
-  int left_limit;   // keys at or before it are negligible
-  int right_limit;  // keys at or after it are negligible
 };
 
+// Offsets are bytes from the start of shared memory.
 template <int kHeadDim>
 struct Layout {
   static constexpr int kQueryRows = QueryTileRows(kHeadDim);  // of a work item
   static constexpr int kConsumers = kQueryRows / kRowsPerConsumer;
+  static_assert(kConsumers <= kMaxConsumers);
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   // Registers a thread: the launch gives all alike, then the producer's go to the consumers.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
@@ -79,8 +82,8 @@ struct Layout {
   static constexpr int kProducerRegisters =
       kLaunchRegisters * (kConsumers + 1) - kConsumerRegisters * kConsumers;
   static_assert(kProducerRegisters >= 24 && kProducerRegisters % 8 == 0);
-  static constexpr int kStages = kHeadDim == 32 ? 5 : (kHeadDim == 64 ? 4 : 2);
-  static constexpr int kQueryBuffers = 2;
+  static constexpr int kStages = kHeadDim == 128 ? 2 : 4;
+  static constexpr int kBuffers = 2;  // of items: queries, what is known of them, key norms
 
   static constexpr Swizzle kSwizzle = kHeadDim == 32 ? Swizzle::k64Bytes : Swizzle::k128Bytes;
   static constexpr int kPanelColumns = kHeadDim == 32 ? 32 : 64;
@@ -104,21 +107,24 @@ struct Layout {
   static constexpr int kRampQueryBytes = kRowsPerConsumer * 32;
 
   static constexpr int kQueryOffset = 0;
-  static constexpr int kKeyOffset = kQueryBuffers * kConsumers * kQueryBytes;
+  static constexpr int kKeyOffset = kBuffers * kConsumers * kQueryBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * kTileBytes;
   static constexpr int kOnesOffset = kValueOffset + kStages * kTileBytes;
   static constexpr int kRampOffset = kOnesOffset + kOnesBytes;
   static constexpr int kRampQueryOffset = kRampOffset + kRampBytes;
   static constexpr int kLaneRowsOffset = kRampQueryOffset + 2 * kConsumers * kRampQueryBytes;
-  static constexpr int kInfoOffset = kLaneRowsOffset + kConsumers * kWarpgroupThreads * 8;
-  static constexpr int kBoundsOffset = kInfoOffset + 2 * 256;
-  static constexpr int kVotesOffset = kBoundsOffset + 4 * sizeof(TileBounds);
-  static constexpr int kTilesOffset = kVotesOffset + 4 * 32;
+  static constexpr int kNormsOffset = kLaneRowsOffset + kConsumers * kWarpgroupThreads * 8;
+  static constexpr int kInfoOffset = kNormsOffset + kBuffers * 2 * kNormEntries * 4;
+  static constexpr int kInfoBytes = 192;
+  static constexpr int kBoundsOffset = kInfoOffset + kBuffers * kInfoBytes;
+  static constexpr int kVotesOffset = kBoundsOffset + kMaxConsumers * sizeof(TileBounds);
+  static constexpr int kTilesOffset = kVotesOffset + kMaxConsumers * 32;
   static constexpr int kBarriersOffset = kTilesOffset + 32;
   static constexpr int kSharedBytes = kBarriersOffset + 128;
-  static_assert(sizeof(ItemInfo) <= 256);
+  static_assert(sizeof(ItemInfo) <= kInfoBytes);
   static_assert(kStages * 4 <= 32);
-  static_assert((2 * kStages + 2 * kQueryBuffers) * 8 <= 128);
+  static_assert((2 * kStages + 3 * kBuffers) * 8 <= 128);
+
   static_assert(kSharedBytes <= 227 * 1024, "a block gets at most 227 KiB");
 
   // Barriers, as shared-memory addresses; `base` is the start of shared memory.
@@ -128,21 +134,32 @@ struct Layout {
   __device__ static uint32_t TileEmpty(uint32_t base, int stage) {
     return base + kBarriersOffset + (kStages + stage) * 8;
   }
-  __device__ static uint32_t QueryFull(uint32_t base, int buffer) {
+  __device__ static uint32_t ItemFull(uint32_t base, int buffer) {
     return base + kBarriersOffset + (2 * kStages + buffer) * 8;
   }
-  __device__ static uint32_t QueryEmpty(uint32_t base, int buffer) {
-    return base + kBarriersOffset + (2 * kStages + kQueryBuffers + buffer) * 8;
+  __device__ static uint32_t ItemEmpty(uint32_t base, int buffer) {
+    return base + kBarriersOffset + (2 * kStages + kBuffers + buffer) * 8;
   }
+  __device__ static uint32_t NormsFull(uint32_t base, int buffer) {
+    return base + kBarriersOffset + (2 * kStages + 2 * kBuffers + buffer) * 8;
+  }
+  // One arrival a warp of consumers, and one of the warp that reads key norms.
+  static constexpr int kItemReaders = 4 * kConsumers + 1;
+
   __device__ static ItemInfo* Info(char* shared, int buffer) {
-    return reinterpret_cast<ItemInfo*>(shared + kInfoOffset + buffer * 256);
+    return reinterpret_cast<ItemInfo*>(shared + kInfoOffset + buffer * kInfoBytes);
+  }
+  // [2][kNormEntries]: running maxima of |k|, over entries 0 .. t and over entries t .. last.
+  __device__ static float* Norms(char* shared, int buffer) {
+    return reinterpret_cast<float*>(shared + kNormsOffset) + buffer * 2 * kNormEntries;
   }
   __device__ static TileBounds* Bounds(char* shared, int consumer) {
     return reinterpret_cast<TileBounds*>(shared + kBoundsOffset) + consumer;
   }
   // [2]: what a lane keeps of its two rows, out of registers.
-  __device__ static int2* LaneRows(char* shared) {
-    return reinterpret_cast<int2*>(shared + kLaneRowsOffset) + threadIdx.x;
+  __device__ static int2* LaneRows(char* shared, int consumer) {
+    return reinterpret_cast<int2*>(shared + kLaneRowsOffset) + consumer * kWarpgroupThreads +
+           threadIdx.x % kWarpgroupThreads;
   }
   // [8]: one word a side and warp.
   __device__ static int* Votes(char* shared, int consumer) {
@@ -156,17 +173,34 @@ struct Layout {
 
 // A stage or buffer of a ring, and the parity of its current round.
 template <int kSlots>
-struct RingPosition {
-  int slot = 0;
-  uint32_t parity = 0;
-
+class RingPosition {
+ public:
+  __device__ int slot() const { return slot_; }
+  __device__ uint32_t parity() const { return parity_; }
   __device__ void Advance() {
-    if (++slot == kSlots) {
-      slot = 0;
-      parity ^= 1;
+    if (++slot_ == kSlots) {
+      slot_ = 0;
+      parity_ ^= 1;
     }
   }
+
+ private:
+  int slot_ = 0;
+  uint32_t parity_ = 0;
 };
+
+__device__ __forceinline__ char* SharedMemory() {
+  extern __shared__ __align__(1024) char shared[];
+  return shared;
+}
+
+// Named barriers, of which a block has 16: for each of its consumers one that hands the token to it
+// and one that joins its warps.
+__device__ __forceinline__ int TokenBarrier(int consumer) { return 1 + consumer; }
+
+__device__ __forceinline__ void JoinConsumer(int consumer) {
+  NamedBarrierSync(5 + consumer, kWarpgroupThreads);
+}
 
 }  // namespace flashbias::cuda::hopper
 

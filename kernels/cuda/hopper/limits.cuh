@@ -43,18 +43,16 @@ __device__ __forceinline__ int NegligibleFrom(const ItemInfo& info, float query_
   return static_cast<int>(fmaxf(ceilf(distance * (1.0f + 1e-6f)), 0.0f)) + 1;
 }
 
-// Tightens the limits of one consumer. All its lanes call it together, with the frontiers of what
-// the block has walked, the number of tiles seen, a power of two, and each lane's rows'
-// log2-sum-exp.
+// Tightens the limits of one consumer after `tile`. All its lanes call it together, each with its
+// rows' log2-sum-exp of what was computed.
 template <typename Element, int kHeadDim>
-__device__ __noinline__ void UpdateLimits(char* shared, int consumer, int query_slot, int tile,
+__device__ __noinline__ void UpdateLimits(int consumer, int slot, uint32_t parity, int tile,
                                           float lse0, float lse1) {
   using L = Layout<kHeadDim>;
-  ItemInfo& info = *L::Info(shared, query_slot);
-  // The tables of key norms are the previous launch's.
-  WaitForPreviousLaunch();
+  char* const shared = SharedMemory();
+  ItemInfo& info = *L::Info(shared, slot);
   const char* const queries =
-      shared + L::kQueryOffset + (query_slot * L::kConsumers + consumer) * L::kQueryBytes;
+      shared + L::kQueryOffset + (slot * L::kConsumers + consumer) * L::kQueryBytes;
   const int lane_row = threadIdx.x % kWarpgroupThreads / 32 * 16 + threadIdx.x % 32 / 4;
   const int row = info.q_begin + consumer * kRowsPerConsumer + lane_row;
   const float norm0 = QueryNorm<Element, kHeadDim>(queries, lane_row);
@@ -65,15 +63,18 @@ __device__ __noinline__ void UpdateLimits(char* shared, int consumer, int query_
   const bool on_left = tile <= info.first_tile;
   const int left_frontier = on_left ? tile : 0;
   const int right_frontier = (on_left ? info.first_tile : tile) + kKeyTileKeys;
+  const int entry_keys = info.tiles_per_norm * kKeyTileKeys;
+  const float* const norms = L::Norms(shared, slot);
+  MbarrierWait(L::NormsFull(SharedAddress(shared), slot), parity);
   int left = -kNoLimit;
   int right = kNoLimit;
   if (left_frontier > 0) {
-    const float keys = info.norms_before[left_frontier / kNormTileKeys - 1];
+    const float keys = norms[(left_frontier - 1) / entry_keys];
     left = __reduce_min_sync(~0u, min(reference0.left - NegligibleFrom(info, norm0, keys, lse0),
                                       reference1.left - NegligibleFrom(info, norm1, keys, lse1)));
   }
   if (info.causal == 0 && right_frontier < info.kv_len) {
-    const float keys = info.norms_after[right_frontier / kNormTileKeys];
+    const float keys = norms[kNormEntries + right_frontier / entry_keys];
     right = __reduce_max_sync(~0u, max(reference0.right + NegligibleFrom(info, norm0, keys, lse0),
                                        reference1.right + NegligibleFrom(info, norm1, keys, lse1)));
   }
@@ -89,6 +90,7 @@ __device__ __noinline__ void UpdateLimits(char* shared, int consumer, int query_
     left = max(bounds->left_limit, min(min(votes[0], votes[1]), min(votes[2], votes[3])));
     right = min(bounds->right_limit, max(max(votes[4], votes[5]), max(votes[6], votes[7])));
     bounds->left_limit = left;
+    bounds->plain_first = max(bounds->plain_first, left - (kKeyTileKeys - 2));
     bounds->right_limit = right;
     *const_cast<volatile int*>(&info.left_limit[consumer]) = left;
     *const_cast<volatile int*>(&info.right_limit[consumer]) = right;

@@ -1,7 +1,8 @@
-// The producer: one thread that takes work items and keeps the rings of tiles full.
+// The producer: one thread that takes work items and keeps the rings of items and tiles full.
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_PRODUCER_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_PRODUCER_CUH_
 
+#include "kernels/cuda/hopper/kernel_params.h"
 #include "kernels/cuda/hopper/layout.cuh"
 
 namespace flashbias::cuda::hopper {
@@ -13,38 +14,46 @@ class Producer {
  public:
   using L = Layout<kHeadDim>;
 
-  __device__ Producer(const AttentionParams& params, char* shared)
-      : params_(params), shared_(shared), base_(SharedAddress(shared)) {}
+  __device__ explicit Producer(const KernelParams& params) : params_(params) {}
 
   // REQUIRES: one thread of the block.
   __device__ void Run() {
     unsigned item = blockIdx.x;
-    while (item < static_cast<unsigned>(params_.num_items)) {
-      const WorkItem work = params_.items[item];
+    const AttentionParams& plan = params_.plan;
+    while (item < static_cast<unsigned>(plan.num_items)) {
       // Asked for early: the answer takes a round trip to the L2.
-      const unsigned next = atomicAdd(&params_.next_item[0], 1u) + gridDim.x;
-      const SequenceParams& sequence = params_.sequences[work.sequence];
-      const auto* maps =
-          static_cast<const SequenceTensorMaps*>(params_.tensor_maps) + work.sequence;
-      if (work.sequence != mapped_sequence_) {
-        AcquireTensorMap(&maps->q);
-        AcquireTensorMap(&maps->k);
-        AcquireTensorMap(&maps->v);
-        mapped_sequence_ = work.sequence;
+      const unsigned next = atomicAdd(&plan.next_item[0], 1u) + gridDim.x;
+      if (params_.num_first_items > 0) {
+        WorkItem work{};
+        if (item < static_cast<unsigned>(params_.num_first_items)) {
+          const uint32_t packed = params_.first_items[item];
+          work.q_begin = static_cast<int>(packed >> 16) * L::kQueryRows;
+          work.head = static_cast<int>(packed & 0xffff);
+        } else {
+          work = plan.items[item];
+        }
+        const float slope = params_.sequence.slopes != nullptr ? params_.slopes[work.head] : 0.0f;
+        Produce(work, params_.sequence, slope, params_.tensor_maps);
+      } else {
+        const WorkItem work = plan.items[item];
+        const SequenceParams& sequence = plan.sequences[work.sequence];
+        const float slope = sequence.slopes != nullptr ? sequence.slopes[work.head] : 0.0f;
+        const auto* maps = static_cast<const SequenceTensorMaps*>(plan.tensor_maps) + work.sequence;
+        if (work.sequence != mapped_sequence_) {
+          AcquireTensorMap(&maps->q);
+          AcquireTensorMap(&maps->k);
+          AcquireTensorMap(&maps->v);
+          mapped_sequence_ = work.sequence;
+        }
+        Produce(work, sequence, slope, *maps);
       }
-      MbarrierWait(L::QueryEmpty(base_, query_.slot), query_.parity ^ 1);
-      ItemInfo* info = L::Info(shared_, query_.slot);
-      const KeySpan span = WalkedKeys(work, sequence);
-      Describe(work, sequence, span, info);
-      LoadQueries(work, *maps);
-      LoadTiles(span, work.head / (sequence.num_q_heads / sequence.num_kv_heads), *maps, info);
-      query_.Advance();
       item = next;
     }
     // An empty item ends the consumers.
-    MbarrierWait(L::QueryEmpty(base_, query_.slot), query_.parity ^ 1);
-    L::Info(shared_, query_.slot)->sequence = -1;
-    MbarrierArrive(L::QueryFull(base_, query_.slot));
+    MbarrierWait(L::ItemEmpty(base_, item_.slot()), item_.parity() ^ 1);
+    L::Info(shared_, item_.slot())->sequence = -1;
+    MbarrierArrive(L::ItemFull(base_, item_.slot()));  // for queries, of which there are none
+    MbarrierArrive(L::ItemFull(base_, item_.slot()));
     // This launch must not end before the one whose tables it may not have read.
     WaitForPreviousLaunch();
     ResetCounters();
@@ -58,6 +67,20 @@ class Producer {
     int first_tile;
   };
 
+  __device__ void Produce(const WorkItem& work, const SequenceParams& sequence, float slope,
+                          const SequenceTensorMaps& maps) {
+    const KeySpan span = WalkedKeys(work, sequence);
+    const int kv_head = work.head / (sequence.num_q_heads / sequence.num_kv_heads);
+    MbarrierWait(L::ItemEmpty(base_, item_.slot()), item_.parity() ^ 1);
+    ItemInfo* const info = L::Info(shared_, item_.slot());
+    LoadQueries(work, maps);
+    Describe(work, sequence, slope, kv_head, span, info);
+    // Queries and description are complete when both have arrived.
+    MbarrierArrive(L::ItemFull(base_, item_.slot()));
+    LoadTiles(span, kv_head, maps, info);
+    item_.Advance();
+  }
+
   __device__ static KeySpan WalkedKeys(const WorkItem& work, const SequenceParams& s) {
     const int last_row = min(work.q_begin + L::kQueryRows, s.q_len) - 1;
     const int position = last_row + s.diagonal;
@@ -69,10 +92,8 @@ class Producer {
     return span;
   }
 
-  __device__ void Describe(const WorkItem& work, const SequenceParams& s, const KeySpan& span,
-                           ItemInfo* info) {
-    const float slope = s.slopes != nullptr ? s.slopes[work.head] : 0.0f;
-    const int kv_head = work.head / (s.num_q_heads / s.num_kv_heads);
+  __device__ void Describe(const WorkItem& work, const SequenceParams& s, float slope, int kv_head,
+                           const KeySpan& span, ItemInfo* info) {
     info->sequence = work.sequence;
     info->q_begin = work.q_begin;
     info->q_len = s.q_len;
@@ -81,6 +102,7 @@ class Producer {
     info->window_diagonal = s.window_diagonal;
     info->causal = s.causal;
     info->first_tile = span.first_tile;
+    info->last_key = span.last_key;
     info->num_q_heads = s.num_q_heads;
     info->head_dim = s.head_dim;
     info->problem = s.problem;
@@ -90,14 +112,14 @@ class Producer {
     info->slope_in_scores = slope / s.softmax_scale;
     info->slope = slope;
     info->exact_diagonal = s.exact_diagonal;
-    // 1 - exp(-slope), and what underflows there keeps everything.
+    // Where 1 - exp(-slope) underflows everything is kept.
     const float budget = (s.log_eps_per_side + logf(-expm1f(-slope))) * kLog2E;
     const bool skips = s.key_norms != nullptr && slope > 0 && isfinite(budget);
-    const float* norms = s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles;
     info->log2_budget = budget;
-    info->norms_before = skips ? norms : nullptr;
-    info->norms_after =
-        skips ? norms + static_cast<int64_t>(s.num_kv_heads) * s.norm_tiles : nullptr;
+    info->key_norms = skips ? s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles : nullptr;
+    info->norm_tiles = s.norm_tiles;
+    info->tiles_per_norm =
+        (s.kv_len + kKeyTileKeys * kNormEntries - 1) / (kKeyTileKeys * kNormEntries);
     info->o = static_cast<uint16_t*>(s.o) + static_cast<int64_t>(work.head) * s.head_dim;
     info->lse = s.lse != nullptr ? s.lse + work.head : nullptr;
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
@@ -109,9 +131,9 @@ class Producer {
   }
 
   __device__ void LoadQueries(const WorkItem& work, const SequenceTensorMaps& maps) {
-    const uint32_t full = L::QueryFull(base_, query_.slot);
+    const uint32_t full = L::ItemFull(base_, item_.slot());
     MbarrierArriveExpectBytes(full, L::kConsumers * L::kQueryBytes);
-    uint32_t to = base_ + L::kQueryOffset + query_.slot * L::kConsumers * L::kQueryBytes;
+    uint32_t to = base_ + L::kQueryOffset + item_.slot() * L::kConsumers * L::kQueryBytes;
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
       for (int panel = 0; panel < L::kPanels; ++panel) {
         LoadBox(to, &maps.q, full, panel * L::kPanelColumns, work.head,
@@ -134,9 +156,9 @@ class Producer {
         LoadTile(tile, kv_head, maps);
       }
     }
-    MbarrierWait(L::TileEmpty(base_, tile_.slot), tile_.parity ^ 1);
-    L::Tiles(shared_)[tile_.slot] = kEndOfItem;
-    MbarrierArrive(L::TileFull(base_, tile_.slot));
+    MbarrierWait(L::TileEmpty(base_, tile_.slot()), tile_.parity() ^ 1);
+    L::Tiles(shared_)[tile_.slot()] = kEndOfItem;
+    MbarrierArrive(L::TileFull(base_, tile_.slot()));
     tile_.Advance();
   }
 
@@ -158,11 +180,11 @@ class Producer {
   }
 
   __device__ void LoadTile(int tile, int kv_head, const SequenceTensorMaps& maps) {
-    MbarrierWait(L::TileEmpty(base_, tile_.slot), tile_.parity ^ 1);
-    const uint32_t full = L::TileFull(base_, tile_.slot);
-    L::Tiles(shared_)[tile_.slot] = tile;
+    MbarrierWait(L::TileEmpty(base_, tile_.slot()), tile_.parity() ^ 1);
+    const uint32_t full = L::TileFull(base_, tile_.slot());
+    L::Tiles(shared_)[tile_.slot()] = tile;
     MbarrierArriveExpectBytes(full, 2 * L::kTileBytes);
-    const uint32_t offset = base_ + tile_.slot * L::kTileBytes;
+    const uint32_t offset = base_ + tile_.slot() * L::kTileBytes;
     for (int panel = 0; panel < L::kPanels; ++panel) {
       LoadBox(offset + L::kKeyOffset + panel * L::kKeyPanelBytes, &maps.k, full,
               panel * L::kPanelColumns, kv_head, tile);
@@ -177,16 +199,17 @@ class Producer {
   // The last block to leave makes the counters ready for the next launch.
   __device__ void ResetCounters() {
     __threadfence();
-    if (atomicAdd(&params_.next_item[1], 1u) == gridDim.x - 1) {
-      params_.next_item[0] = 0;
-      params_.next_item[1] = 0;
+    unsigned* const counters = params_.plan.next_item;
+    if (atomicAdd(&counters[1], 1u) == gridDim.x - 1) {
+      counters[0] = 0;
+      counters[1] = 0;
     }
   }
 
-  const AttentionParams& params_;
-  char* const shared_;
-  const uint32_t base_;
-  RingPosition<L::kQueryBuffers> query_;
+  const KernelParams& params_;
+  char* const shared_ = SharedMemory();
+  const uint32_t base_ = SharedAddress(SharedMemory());
+  RingPosition<L::kBuffers> item_;
   RingPosition<L::kStages> tile_;
   int mapped_sequence_ = -1;
 };
