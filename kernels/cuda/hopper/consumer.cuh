@@ -70,8 +70,7 @@ class Consumer {
     JoinConsumer(index_);
     if (threadIdx.x % kWarpgroupThreads == 0) *bounds = MakeBounds(info);
     FillRampQueries(info.slope_in_scores);
-    *L::LaneRows(shared_, index_) = make_int2(ReferenceOfRow(info, KeysOfRow(info, row)).left,
-                                              ReferenceOfRow(info, KeysOfRow(info, row + 8)).left);
+    *L::Rows(shared_, index_) = MakeLaneRows(info, row);
     JoinConsumer(index_);
 
     Rows rows;
@@ -89,11 +88,10 @@ class Consumer {
       ReleaseTile();
       if (!needed) continue;
       ++computed;
-      // Powers of two: the sums hardly grow after the first few.
-      if (info.key_norms != nullptr && (computed & (computed - 1)) == 0) {
-        UpdateLimits<Element, kHeadDim>(index_, item_.slot(), item_.parity(), tile,
-                                        rows.max0 + __log2f(RowSum(rows, 0)),
-                                        rows.max1 + __log2f(RowSum(rows, 1)));
+      if (computed == bounds->next_check) {
+        UpdateLimits<kHeadDim>(shared_, index_, item_.slot(), item_.parity(), tile, computed,
+                               rows.max0 + __log2f(RowSum(rows, 0)),
+                               rows.max1 + __log2f(RowSum(rows, 1)));
       }
     }
     ReleaseTile();
@@ -110,6 +108,7 @@ class Consumer {
     const AdmittedKeys last = KeysOfRow(info, first_row + kRowsPerConsumer - 1);
     TileBounds bounds{.plain_first = last.first,
                       .plain_last = min(first.last, first.position) - (kKeyTileKeys - 1),
+                      .next_check = info.key_norms != nullptr ? 1 : kNoLimit,
                       .left_limit = -kNoLimit,
                       .right_limit = kNoLimit,
                       .first_key = first.first,
@@ -123,6 +122,19 @@ class Consumer {
       bounds.plain_last = bounds.plain_first - 1;
     }
     return bounds;
+  }
+
+  __device__ LaneRows MakeLaneRows(const ItemInfo& info, int row) const {
+    LaneRows rows{.left0 = ReferenceOfRow(info, KeysOfRow(info, row)).left,
+                  .left1 = ReferenceOfRow(info, KeysOfRow(info, row + 8)).left};
+    if (info.key_norms != nullptr) {
+      const char* const queries =
+          shared_ + L::kQueryOffset + (item_.slot() * L::kConsumers + index_) * L::kQueryBytes;
+      const float reach = info.scale_log2 * (1.0f + 1e-4f);
+      rows.reach0 = reach * QueryNorm<Element, kHeadDim>(queries, LaneRow());
+      rows.reach1 = reach * QueryNorm<Element, kHeadDim>(queries, LaneRow() + 8);
+    }
+    return rows;
   }
 
   // The query side of the ramp: in every row the slope in three parts of the element type, against
@@ -169,10 +181,10 @@ class Consumer {
   __device__ __forceinline__ void ComputePlainTile(const ItemInfo& info, int tile, Rows& rows) {
     float scores[kScores];
     ComputeScores(scores, false);
-    const int2 left = *L::LaneRows(shared_, index_);
+    const LaneRows* const lane = L::Rows(shared_, index_);
     const float slope_log2 = info.slope_log2;
-    FinishTile(info, scores, -slope_log2 * static_cast<float>(left.x - tile),
-               -slope_log2 * static_cast<float>(left.y - tile), rows);
+    FinishTile(info, scores, -slope_log2 * static_cast<float>(lane->left0 - tile),
+               -slope_log2 * static_cast<float>(lane->left1 - tile), rows);
   }
 
   __device__ __forceinline__ void ComputeAnyTile(const ItemInfo& info, const TileBounds& bounds,
@@ -184,8 +196,9 @@ class Consumer {
     const bool bends = two_sided && !on_right;
     float scores[kScores];
     ComputeScores(scores, on_right);
-    if (bends || tile < bounds.interior_begin || tile_last > bounds.interior_end) {
-      ApplyMask(scores, info, row, tile, bends);
+    if (bends) BendRamp(scores, info, row, tile);
+    if (tile < bounds.interior_begin || tile_last > bounds.interior_end) {
+      ApplyMask(scores, info, row, tile);
     }
     const float slope_log2 = info.slope_log2;
     float bias0;
@@ -196,9 +209,9 @@ class Consumer {
       bias0 = slope_log2 * static_cast<float>(right0 - tile);
       bias1 = slope_log2 * static_cast<float>(right1 - tile);
     } else {
-      const int2 left = *L::LaneRows(shared_, index_);
-      bias0 = -slope_log2 * static_cast<float>(left.x - tile);
-      bias1 = -slope_log2 * static_cast<float>(left.y - tile);
+      const LaneRows* const lane = L::Rows(shared_, index_);
+      bias0 = -slope_log2 * static_cast<float>(lane->left0 - tile);
+      bias1 = -slope_log2 * static_cast<float>(lane->left1 - tile);
     }
     FinishTile(info, scores, bias0, bias1, rows);
   }
@@ -231,12 +244,11 @@ class Consumer {
     const uint32_t queries =
         base_ + L::kQueryOffset + (item_.slot() * L::kConsumers + index_) * L::kQueryBytes;
     const uint32_t keys = base_ + L::kKeyOffset + tile_.slot() * L::kTileBytes;
-    const uint64_t a = MatrixDescriptor(queries, 16, L::kGroupBytes, L::kSwizzle);
-    const uint64_t b = MatrixDescriptor(keys, 16, L::kGroupBytes, L::kSwizzle);
-    const uint64_t counts = MatrixDescriptor(base_ + L::kRampOffset, 16, 256, Swizzle::k32Bytes);
-    const uint64_t ramp = MatrixDescriptor(
-        base_ + L::kRampQueryOffset + (2 * index_ + (on_right ? 1 : 0)) * L::kRampQueryBytes, 16,
-        256, Swizzle::k32Bytes);
+    const uint64_t a = MatrixDescriptor<L::kGroupBytes, L::kSwizzle>(queries, 16);
+    const uint64_t b = MatrixDescriptor<L::kGroupBytes, L::kSwizzle>(keys, 16);
+    const uint64_t counts = MatrixDescriptor<256, Swizzle::k32Bytes>(base_ + L::kRampOffset, 16);
+    const uint64_t ramp = MatrixDescriptor<256, Swizzle::k32Bytes>(
+        base_ + L::kRampQueryOffset + (2 * index_ + (on_right ? 1 : 0)) * L::kRampQueryBytes, 16);
     constexpr int kStepsPerPanel = L::kPanelColumns / 16;
     WgmmaFence();
     Mma::SetScores(scores, a, b);
@@ -258,7 +270,7 @@ class Consumer {
     const uint32_t values = base_ + L::kValueOffset + tile_.slot() * L::kTileBytes;
     // The panel after the values is the block's one panel of ones.
     const uint32_t leading = L::kSumsByOnes ? base_ + L::kOnesOffset - values : L::kKeyPanelBytes;
-    const uint64_t b = MatrixDescriptor(values, leading, L::kGroupBytes, L::kSwizzle);
+    const uint64_t b = MatrixDescriptor<L::kGroupBytes, L::kSwizzle>(values, leading);
     constexpr int kStepUnits = 16 * L::kRowBytes / 16;
     Pin(output);
     Pin(probabilities);

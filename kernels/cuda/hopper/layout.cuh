@@ -39,6 +39,7 @@ struct ItemInfo {
   float slope_log2;       // slope * log2(e)
   float slope_in_scores;  // slope / softmax_scale: the slope in units of <q, k>
   float slope;
+  float keys_per_log2;  // 1 / slope_log2: of distance, where anything may be dropped
   // log2 of what a side may drop, less that of the geometric sum.
   float log2_budget;
   int64_t exact_diagonal;
@@ -52,13 +53,14 @@ struct ItemInfo {
   int right_limit[kMaxConsumers];
 };
 
-// What one consumer needs to know of an item's tiles; constant over the item, but for the limits.
-// In shared memory, where all lanes read the same: as registers they would not be known to be.
+// What one consumer needs to know of an item's tiles, from its first tile on. In shared memory,
+// where all lanes read the same: in registers that would not be known to be uniform.
 struct alignas(16) TileBounds {
   // Tiles whose first key is within these lie on the left of every row, need no mask, and are
   // needed.
   int plain_first;
   int plain_last;
+  int next_check;      // after so many computed tiles the limits are worth another look
   int left_limit;      // keys at or before it are negligible
   int right_limit;     // keys at or after it are negligible
   int first_key;       // of any row
@@ -67,6 +69,15 @@ struct alignas(16) TileBounds {
   int interior_end;
   int first_row;  // key row at which the first query row stands
   int last_row;
+};
+
+// What a lane keeps of its two rows, out of registers.
+struct alignas(16) LaneRows {
+  int left0;  // Reference::left
+  int left1;
+  // |q| in log2 units of a logit a unit of |k|, rounded up.
+  float reach0;
+  float reach1;
 };
 
 // Offsets are bytes from the start of shared memory.
@@ -113,7 +124,8 @@ struct Layout {
   static constexpr int kRampOffset = kOnesOffset + kOnesBytes;
   static constexpr int kRampQueryOffset = kRampOffset + kRampBytes;
   static constexpr int kLaneRowsOffset = kRampQueryOffset + 2 * kConsumers * kRampQueryBytes;
-  static constexpr int kNormsOffset = kLaneRowsOffset + kConsumers * kWarpgroupThreads * 8;
+  static constexpr int kNormsOffset =
+      kLaneRowsOffset + kConsumers * kWarpgroupThreads * sizeof(LaneRows);
   static constexpr int kInfoOffset = kNormsOffset + kBuffers * 2 * kNormEntries * 4;
   static constexpr int kInfoBytes = 192;
   static constexpr int kBoundsOffset = kInfoOffset + kBuffers * kInfoBytes;
@@ -156,9 +168,8 @@ struct Layout {
   __device__ static TileBounds* Bounds(char* shared, int consumer) {
     return reinterpret_cast<TileBounds*>(shared + kBoundsOffset) + consumer;
   }
-  // [2]: what a lane keeps of its two rows, out of registers.
-  __device__ static int2* LaneRows(char* shared, int consumer) {
-    return reinterpret_cast<int2*>(shared + kLaneRowsOffset) + consumer * kWarpgroupThreads +
+  __device__ static LaneRows* Rows(char* shared, int consumer) {
+    return reinterpret_cast<LaneRows*>(shared + kLaneRowsOffset) + consumer * kWarpgroupThreads +
            threadIdx.x % kWarpgroupThreads;
   }
   // [8]: one word a side and warp.

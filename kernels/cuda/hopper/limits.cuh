@@ -35,65 +35,69 @@ __device__ __forceinline__ float QueryNorm(const char* queries, int row) {
 
 // Distance in keys, from the row's reference, at and beyond which a side is negligible; half of
 // kNoLimit: never. The slack covers fp32 rounding of norms, logits and sums; NaN keeps everything.
-__device__ __forceinline__ int NegligibleFrom(const ItemInfo& info, float query_norm,
-                                              float key_norm, float lse) {
-  const float logit_at_most = info.scale_log2 * query_norm * key_norm * (1.0f + 1e-4f) + 2e-3f;
-  const float distance = (logit_at_most - lse - info.log2_budget) / info.slope_log2;
+__device__ __forceinline__ int NegligibleFrom(const ItemInfo& info, float reach, float key_norm,
+                                              float lse) {
+  const float excess = fmaf(reach, key_norm, 2e-3f - info.log2_budget) - lse;
+  const float distance = excess * info.keys_per_log2 * (1.0f + 1e-6f);
   if (!(distance < static_cast<float>(kNoLimit / 2))) return kNoLimit / 2;
-  return static_cast<int>(fmaxf(ceilf(distance * (1.0f + 1e-6f)), 0.0f)) + 1;
+  return __float2int_ru(fmaxf(distance, 0.0f)) + 1;
 }
 
-// Tightens the limits of one consumer after `tile`. All its lanes call it together, each with its
-// rows' log2-sum-exp of what was computed.
-template <typename Element, int kHeadDim>
-__device__ __noinline__ void UpdateLimits(int consumer, int slot, uint32_t parity, int tile,
-                                          float lse0, float lse1) {
+// Tightens the limits of one consumer after `tile`, and says when to look again. All its lanes call
+// it together, each with its rows' log2-sum-exp of what was computed.
+template <int kHeadDim>
+__device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slot, uint32_t parity,
+                                             int tile, int computed, float lse0, float lse1) {
   using L = Layout<kHeadDim>;
-  char* const shared = SharedMemory();
   ItemInfo& info = *L::Info(shared, slot);
-  const char* const queries =
-      shared + L::kQueryOffset + (slot * L::kConsumers + consumer) * L::kQueryBytes;
-  const int lane_row = threadIdx.x % kWarpgroupThreads / 32 * 16 + threadIdx.x % 32 / 4;
-  const int row = info.q_begin + consumer * kRowsPerConsumer + lane_row;
-  const float norm0 = QueryNorm<Element, kHeadDim>(queries, lane_row);
-  const float norm1 = QueryNorm<Element, kHeadDim>(queries, lane_row + 8);
-  const Reference reference0 = ReferenceOfRow(info, KeysOfRow(info, row));
-  const Reference reference1 = ReferenceOfRow(info, KeysOfRow(info, row + 8));
+  const LaneRows rows = *L::Rows(shared, consumer);
   // What lies beyond the tiles walked so far; the left side is done when the right one is walked.
   const bool on_left = tile <= info.first_tile;
-  const int left_frontier = on_left ? tile : 0;
   const int right_frontier = (on_left ? info.first_tile : tile) + kKeyTileKeys;
   const int entry_keys = info.tiles_per_norm * kKeyTileKeys;
   const float* const norms = L::Norms(shared, slot);
   MbarrierWait(L::NormsFull(SharedAddress(shared), slot), parity);
-  int left = -kNoLimit;
-  int right = kNoLimit;
-  if (left_frontier > 0) {
-    const float keys = norms[(left_frontier - 1) / entry_keys];
-    left = __reduce_min_sync(~0u, min(reference0.left - NegligibleFrom(info, norm0, keys, lse0),
-                                      reference1.left - NegligibleFrom(info, norm1, keys, lse1)));
-  }
-  if (info.causal == 0 && right_frontier < info.kv_len) {
-    const float keys = norms[kNormEntries + right_frontier / entry_keys];
-    right = __reduce_max_sync(~0u, max(reference0.right + NegligibleFrom(info, norm0, keys, lse0),
-                                       reference1.right + NegligibleFrom(info, norm1, keys, lse1)));
-  }
   int* const votes = L::Votes(shared, consumer);
   const int warp = threadIdx.x % kWarpgroupThreads / 32;
-  if (threadIdx.x % 32 == 0) {
-    votes[warp] = left;
-    votes[4 + warp] = right;
+  if (on_left && tile > 0) {
+    const float keys = norms[(tile - 1) / entry_keys];
+    const int left =
+        __reduce_min_sync(~0u, min(rows.left0 - NegligibleFrom(info, rows.reach0, keys, lse0),
+                                   rows.left1 - NegligibleFrom(info, rows.reach1, keys, lse1)));
+    if (threadIdx.x % 32 == 0) votes[warp] = left;
+  }
+  const bool has_right = info.causal == 0 && right_frontier < info.kv_len;
+  if (has_right) {
+    const int row = info.q_begin + consumer * kRowsPerConsumer + warp * 16 + threadIdx.x % 32 / 4;
+    const int right0 = ReferenceOfRow(info, KeysOfRow(info, row)).right;
+    const int right1 = ReferenceOfRow(info, KeysOfRow(info, row + 8)).right;
+    const float keys = norms[kNormEntries + right_frontier / entry_keys];
+    const int right =
+        __reduce_max_sync(~0u, max(right0 + NegligibleFrom(info, rows.reach0, keys, lse0),
+                                   right1 + NegligibleFrom(info, rows.reach1, keys, lse1)));
+    if (threadIdx.x % 32 == 0) votes[4 + warp] = right;
   }
   JoinConsumer(consumer);
   if (threadIdx.x % kWarpgroupThreads == 0) {
     TileBounds* const bounds = L::Bounds(shared, consumer);
-    left = max(bounds->left_limit, min(min(votes[0], votes[1]), min(votes[2], votes[3])));
-    right = min(bounds->right_limit, max(max(votes[4], votes[5]), max(votes[6], votes[7])));
-    bounds->left_limit = left;
-    bounds->plain_first = max(bounds->plain_first, left - (kKeyTileKeys - 2));
-    bounds->right_limit = right;
-    *const_cast<volatile int*>(&info.left_limit[consumer]) = left;
-    *const_cast<volatile int*>(&info.right_limit[consumer]) = right;
+    int tiles_left = 0;
+    if (on_left && tile > 0) {
+      const int left =
+          max(bounds->left_limit, min(min(votes[0], votes[1]), min(votes[2], votes[3])));
+      bounds->left_limit = left;
+      bounds->plain_first = max(bounds->plain_first, left - (kKeyTileKeys - 2));
+      *const_cast<volatile int*>(&info.left_limit[consumer]) = left;
+      tiles_left = (tile - max(left, bounds->first_key)) / kKeyTileKeys;
+    }
+    if (has_right) {
+      const int right =
+          min(bounds->right_limit, max(max(votes[4], votes[5]), max(votes[6], votes[7])));
+      bounds->right_limit = right;
+      *const_cast<volatile int*>(&info.right_limit[consumer]) = right;
+      tiles_left += (min(right, bounds->last_key) - right_frontier) / kKeyTileKeys;
+    }
+    // The sums hardly grow after the first half of the walk, and the last tiles are not worth it.
+    bounds->next_check = tiles_left > 3 ? computed + tiles_left / 2 : kNoLimit;
   }
   JoinConsumer(consumer);
 }

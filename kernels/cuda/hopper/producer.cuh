@@ -115,6 +115,7 @@ class Producer {
     // Where 1 - exp(-slope) underflows everything is kept.
     const float budget = (s.log_eps_per_side + logf(-expm1f(-slope))) * kLog2E;
     const bool skips = s.key_norms != nullptr && slope > 0 && isfinite(budget);
+    info->keys_per_log2 = 1.0f / info->slope_log2;
     info->log2_budget = budget;
     info->key_norms = skips ? s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles : nullptr;
     info->norm_tiles = s.norm_tiles;

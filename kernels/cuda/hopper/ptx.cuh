@@ -140,16 +140,18 @@ __device__ __forceinline__ void Pin(uint32_t (&values)[kCount]) {
 enum class Swizzle : uint32_t { k128Bytes = 1, k64Bytes = 2, k32Bytes = 3 };
 
 // A matrix descriptor: byte offsets between panels (leading) and between groups of 8 rows (stride).
-__device__ __forceinline__ uint64_t MatrixDescriptor(uint32_t address, uint32_t leading,
-                                                     uint32_t stride, Swizzle swizzle) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) |
-         static_cast<uint64_t>(leading >> 4) << 16 | static_cast<uint64_t>(stride >> 4) << 32 |
-         static_cast<uint64_t>(swizzle) << 62;
+// The upper word is a constant, so that moving the matrix is one addition to the lower.
+template <int kStride, Swizzle kSwizzle>
+__device__ __forceinline__ uint64_t MatrixDescriptor(uint32_t address, uint32_t leading) {
+  constexpr uint64_t kUpper =
+      static_cast<uint64_t>(kStride >> 4 | static_cast<uint32_t>(kSwizzle) << 30) << 32;
+  return kUpper | (address >> 4 | leading << 12);
 }
 
-// D = A B (kFirst) or D += A B for a warpgroup: 64 rows, kColumns columns, 16 deep, fp32 results.
-// D: element 4 n + j of a lane is row (lane / 4 + 8 (j / 2)), column 8 n + 2 (lane % 4) + j % 2 of
-// its warp's 16 rows. A from registers: {row, +8 rows} x {columns 0-7, 8-15}, two columns a lane.
+// D = A B (Set) or D += A B (Add) for a warpgroup: 64 rows, kColumns columns, 16 deep, fp32
+// results. D: element 4 n + j of a lane is row (lane / 4 + 8 (j / 2)), column 8 n + 2 (lane % 4) +
+// j % 2 of its warp's 16 rows. A from registers: {row, +8 rows} x {columns 0-7, 8-15}, two columns
+// a lane.
 template <typename Element>
 struct Wgmma;
 

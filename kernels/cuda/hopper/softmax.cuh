@@ -35,31 +35,46 @@ __device__ __forceinline__ uint32_t PackTwo<__nv_bfloat16>(float low, float high
   return packed;
 }
 
-// Sets what the mask excludes to -infinity. Where a tile lies on both sides of the row, the scores
-// hold the left side's ramp; `bends` corrects keys on the right.
+// Bits 2 n + j of the lane's columns 8 n + j that are at most `last`.
+__device__ __forceinline__ uint32_t ColumnsUpTo(int last) {
+  const int count = last < 0 ? 0 : 2 * (last / 8) + min(last % 8 + 1, 2);
+  return count >= 32 ? ~0u : (1u << count) - 1;
+}
+
+// Sets what the mask excludes to -infinity.
 __device__ __forceinline__ void ApplyMask(float (&scores)[kScores], const ItemInfo& info, int row,
-                                          int tile, bool bends) {
-  const int lane_column = 2 * (threadIdx.x % 4);
+                                          int tile) {
+  const int lane_begin = tile + 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const AdmittedKeys keys = KeysOfRow(info, row + 8 * half);
+    const uint32_t admitted =
+        ColumnsUpTo(keys.last - lane_begin) & ~ColumnsUpTo(keys.first - 1 - lane_begin);
+#pragma unroll
+    for (int e = 0; e < kScores / 2; ++e) {
+      float& score = scores[4 * (e / 2) + 2 * half + e % 2];
+      score = (admitted & 1u << e) != 0 ? score : -INFINITY;
+    }
+  }
+}
+
+// Where a tile lies on both sides of the rows, the scores hold the left side's ramp throughout:
+// corrects keys on the right.
+__device__ __forceinline__ void BendRamp(float (&scores)[kScores], const ItemInfo& info, int row,
+                                         int tile) {
+  const int lane_begin = tile + 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const AdmittedKeys keys = KeysOfRow(info, row + 8 * half);
     const Reference reference = ReferenceOfRow(info, keys);
-    const int first = keys.first - tile - lane_column;
-    const int last = keys.last - tile - lane_column;
-    const int position = keys.position - tile - lane_column;
-    const float bend = bends ? info.slope_in_scores : 0.0f;
-    const float turn =
-        static_cast<float>(reference.left + reference.right - 2 * (tile + lane_column));
+    const int position = keys.position - lane_begin;
+    const auto turn = static_cast<float>(reference.left + reference.right - 2 * lane_begin);
 #pragma unroll
-    for (int n = 0; n < kScores / 4; ++n) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int column = 8 * n + j;
-        float& score = scores[4 * n + 2 * half + j];
-        if (bends && column > position) {
-          score = fmaf(bend, turn - static_cast<float>(2 * column), score);
-        }
-        if (column < first || column > last) score = -INFINITY;
+    for (int e = 0; e < kScores / 2; ++e) {
+      const int column = 8 * (e / 2) + e % 2;
+      float& score = scores[4 * (e / 2) + 2 * half + e % 2];
+      if (column > position) {
+        score = fmaf(info.slope_in_scores, turn - static_cast<float>(2 * column), score);
       }
     }
   }
