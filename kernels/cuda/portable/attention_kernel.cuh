@@ -6,6 +6,7 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_PORTABLE_ATTENTION_KERNEL_CUH_
 #define FLASHBIAS_KERNELS_CUDA_PORTABLE_ATTENTION_KERNEL_CUH_
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -45,32 +46,12 @@ class ItemRun {
   __device__ void Run() {
     PrepareRows();
     const KeyRange keys = KeysOfItem();
-    if (keys.empty()) {
-      StoreResults();
-      return;
+    if (!keys.empty()) {
+      const int first_tile = keys.first / kTileRows;
+      const int last_tile = keys.last / kTileRows;
+      const int computed = Walk(keys, first_tile, last_tile);
+      CountTiles(computed, last_tile - first_tile + 1 - computed);
     }
-    const int first_tile = keys.first / kTileRows;
-    const int last_tile = keys.last / kTileRows;
-    const bool may_skip = MaySkip();
-    // Without skipping the order is free, and one walk leaves the pipeline full.
-    const int64_t position = int64_t{LastRow()} + sequence_.diagonal;
-    const int64_t nearest = min(max(position, int64_t{keys.first}), int64_t{keys.last});
-    const int start = may_skip ? static_cast<int>(nearest) / kTileRows : last_tile;
-
-    const KeyTileCopier<kHeadDim> copier(sequence_, kv_head_);
-    CopyQueries();
-    copier.Copy(start, KeyTile(), ValueTile());
-    WaitForCopies();
-    __syncthreads();
-    LoadQueries(may_skip);
-
-    int computed = Walk<Side::kLeft>(copier, start, first_tile, may_skip);
-    if (start < last_tile) {
-      stage_ ^= 1;
-      copier.Copy(start + 1, KeyTile(), ValueTile());
-      computed += Walk<Side::kRight>(copier, start + 1, last_tile, may_skip);
-    }
-    CountTiles(computed, last_tile - first_tile + 1 - computed);
     StoreResults();
   }
 
@@ -78,8 +59,25 @@ class ItemRun {
   static constexpr int kSteps = kHeadDim / 16;  // mma steps over head_dim
   using Layout = TileLayout<kHeadDim>;
 
+  // A query row of one head, and its running results. Logs are of base 2.
+  struct Row {
+    KeyRange keys;  // admitted; none where the tile has no such row
+    float max;      // of the scores so far
+    float sum;      // of this lane's probabilities
+    float slope_log2;
+    // ALiBi: |position - key| less that of the reference key is max(left - key, key - right).
+    int left;
+    int right;
+    float q_norm;       // |scale q|
+    float log2_budget;  // what may be skipped; a NaN keeps every key
+    // Low rank: the bias, natural log, that scores are relative to.
+    double frame;
+    int64_t phi_q_begin;
+  };
+
   __device__ static int Lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ static int Warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ static int TileRow(int i) { return Warp() * 16 + Lane() / 4 + 8 * i; }
 
   __device__ int HeadsPerKvHead() const { return sequence_.num_q_heads / sequence_.num_kv_heads; }
   // Heads of the tile; the last tile of a group may have fewer than heads_per_tile.
@@ -114,32 +112,37 @@ class ItemRun {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       Row& row = rows_[i];
+      int q_row;
       int head;
-      row.exists = Locate(Warp() * 16 + Lane() / 4 + 8 * i, &row.row, &head);
-      row.keys = row.exists ? AdmittedKeys(sequence_, row.row, row.row) : KeyRange{1, 0};
-      row.head = head;
+      const bool exists = Locate(TileRow(i), &q_row, &head);
+      row.keys = exists ? AdmittedKeys(sequence_, q_row, q_row) : KeyRange{1, 0};
       row.max = -INFINITY;
       row.sum = 0;
-      row.slope = 0;
+      row.slope_log2 = 0;
       row.left = row.right = 0;
+      row.log2_budget = NAN;
       if constexpr (kLowRank) {
         row.frame = -INFINITY;
         row.phi_q_begin = -1;
-        if (row.exists) {
+        if (exists) {
           const int phi_head = sequence_.phi_q_heads == 1 ? 0 : head;
-          row.phi_q_begin = (int64_t{row.row} * sequence_.phi_q_heads + phi_head) * sequence_.rank;
+          row.phi_q_begin = (int64_t{q_row} * sequence_.phi_q_heads + phi_head) * sequence_.rank;
         }
       } else if (sequence_.slopes != nullptr && !row.keys.empty()) {
-        row.slope = sequence_.slopes[head];
-        const int64_t position = int64_t{row.row} + sequence_.diagonal;
-        const int64_t distance = llabs(position - ReferenceKey(row.keys, position, row.slope));
-        row.left = position - distance;
-        row.right = position + distance;
+        PrepareAlibi(q_row + sequence_.diagonal, sequence_.slopes[head], row);
       }
-      row.slope_log2 = ToFinite(row.slope * kLog2E);
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) o_[n][2 * i] = o_[n][2 * i + 1] = 0;
     }
+  }
+
+  __device__ void PrepareAlibi(int position, float slope, Row& row) const {
+    row.slope_log2 = ToFinite(slope * kLog2E);
+    const int64_t distance = llabs(int64_t{position} - ReferenceKey(row.keys, position, slope));
+    // Where an int32 cannot hold these, all keys stand on the other side.
+    row.left = static_cast<int>(max(position - distance, int64_t{kNoWindow}));
+    row.right = static_cast<int>(min(position + distance, int64_t{INT32_MAX}));
+    if (slope > 0) row.log2_budget = sequence_.log_eps_per_side * kLog2E + log2f(-expm1f(-slope));
   }
 
   __device__ bool MaySkip() const {
@@ -192,10 +195,6 @@ class ItemRun {
       squares = SumOfQuad(squares);
       // Squares may vanish in fp32, each by less than 2^-149; the bound must not come out below.
       rows_[i].q_norm = fabsf(scale_) * sqrtf(squares + 0x1p-142f) * (1.0f + 2e-5f);
-      const float slope = rows_[i].slope;
-      // A NaN keeps every key.
-      rows_[i].log2_budget =
-          slope > 0 ? sequence_.log_eps_per_side * kLog2E + log2f(-expm1f(-slope)) : NAN;
     }
   }
 
@@ -204,52 +203,83 @@ class ItemRun {
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
   }
 
-  // Walks the key tiles first .. last, outwards; the first has been copied or is on its way.
-  // Returns how many it computed.
-  template <Side kSide>
-  __device__ int Walk(const KeyTileCopier<kHeadDim>& copier, int first, int last, bool may_skip) {
-    constexpr int kStep = kSide == Side::kLeft ? -1 : 1;
+  // Computes the tiles first_tile .. last_tile, from the one nearest to the rows outwards, as far
+  // as they can hold mass. Returns how many.
+  __device__ int Walk(const KeyRange& keys, int first_tile, int last_tile) {
+    const bool may_skip = MaySkip();
+    // Without skipping any order will do.
+    const int position = LastRow() + sequence_.diagonal;
+    const int start = may_skip ? min(max(position, keys.first), keys.last) / kTileRows : last_tile;
+
+    const KeyTileCopier<kHeadDim> copier(sequence_, kv_head_);
+    CopyQueries();
+    copier.Copy(start, KeyTile(), ValueTile());
+    WaitForCopies();
+    __syncthreads();
+    LoadQueries(may_skip);
+
+    int tile = start;
+    Side side = Side::kLeft;
+    int left = start - 1;  // the nearest tiles that have not been copied
+    int right = start + 1;
     bool done = false;
     int computed = 0;
-    for (int tile = first;; tile += kStep) {
+    while (true) {
       WaitForCopies();
       // Also: everyone has finished with the stage that is filled next.
-      if (__syncthreads_and(done)) break;
-      if (tile != last) {
+      const bool stop = __syncthreads_and(done);
+      if (stop && side == Side::kLeft) left = first_tile - 1;
+      if (stop && side == Side::kRight) right = last_tile + 1;
+
+      // In turn, so that the bounds of both sides know the near keys of both.
+      const bool has_left = left >= first_tile;
+      const bool has_right = right <= last_tile;
+      const bool has_next = has_left || has_right;
+      const bool goes_right = side == Side::kLeft ? has_right : !has_left;
+      const int next = goes_right ? right : left;
+      float max_norm = INFINITY;
+      if (has_next) {
         stage_ ^= 1;
-        copier.Copy(tile + kStep, KeyTile(), ValueTile());
+        copier.Copy(next, KeyTile(), ValueTile());
         stage_ ^= 1;
+        if (may_skip) max_norm = MaxNormFrom(goes_right ? Side::kRight : Side::kLeft, next);
       }
-      const float max_norm = may_skip && tile != last ? MaxNormFrom<kSide>(tile + kStep) : INFINITY;
-      ComputeTile(tile * kTileRows);
-      ++computed;
-      if (tile == last) break;
+      if (!stop) {
+        ComputeTile(tile * kTileRows);
+        ++computed;
+      }
+      if (!has_next) return computed;
+
+      tile = next;
+      side = goes_right ? Side::kRight : Side::kLeft;
+      if (goes_right) {
+        ++right;
+      } else {
+        --left;
+      }
       stage_ ^= 1;
-      if (may_skip) done = IsDone<kSide>(tile + kStep, max_norm);
+      if (may_skip) done = IsDone(side, tile, max_norm);
     }
-    return computed;
   }
 
   // The largest |k| of the tiles from `tile` outwards.
-  template <Side kSide>
-  __device__ float MaxNormFrom(int tile) const {
-    const int64_t table = kSide == Side::kLeft ? kv_head_ : sequence_.num_kv_heads + kv_head_;
+  __device__ float MaxNormFrom(Side side, int tile) const {
+    const int64_t table = side == Side::kLeft ? kv_head_ : sequence_.num_kv_heads + kv_head_;
     return __ldg(sequence_.key_norms + table * sequence_.norm_tiles + tile);
   }
 
   // Whether this thread's rows need no tile from `tile` outwards (SkipBound in skip_table.h).
-  template <Side kSide>
-  __device__ bool IsDone(int tile, float max_norm) const {
+  __device__ bool IsDone(Side side, int tile, float max_norm) const {
     const float sums[2] = {SumOfQuad(rows_[0].sum), SumOfQuad(rows_[1].sum)};
-    const int nearest = tile * kTileRows + (kSide == Side::kLeft ? kTileRows - 1 : 0);
+    const bool left = side == Side::kLeft;
+    const int nearest = tile * kTileRows + (left ? kTileRows - 1 : 0);
     bool done = true;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Row& row = rows_[i];
-      const bool none_left = row.keys.empty() || (kSide == Side::kLeft ? row.keys.first > nearest
-                                                                       : row.keys.last < nearest);
-      const auto distance =
-          static_cast<float>(kSide == Side::kLeft ? row.left - nearest : nearest - row.right);
+      const bool none_left =
+          row.keys.empty() || (left ? row.keys.first > nearest : row.keys.last < nearest);
+      const auto distance = static_cast<float>(left ? row.left - nearest : nearest - row.right);
       const float lse = row.max + log2f(sums[i]);
       // Slack as in skip_table.h, for the rounding of norms, scores and sums.
       const float largest = row.q_norm * max_norm * (1.0f + 1e-4f) + 1e-3f * kLog2E;
@@ -307,8 +337,9 @@ class ItemRun {
     float right[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      left[i] = static_cast<float>(rows_[i].left - key_begin - 2 * (Lane() % 4));
-      right[i] = static_cast<float>(rows_[i].right - key_begin - 2 * (Lane() % 4));
+      const auto first_column = static_cast<float>(2 * (Lane() % 4));
+      left[i] = static_cast<float>(rows_[i].left - key_begin) - first_column;
+      right[i] = static_cast<float>(rows_[i].right - key_begin) - first_column;
     }
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -449,12 +480,14 @@ class ItemRun {
     for (int i = 0; i < 2; ++i) {
       const Row& row = rows_[i];
       const float sum = sums[i];
-      if (!row.exists) continue;
+      int q_row;
+      int head;
+      if (!Locate(TileRow(i), &q_row, &head)) continue;
       // Not a product with 0: NaN in values that the row does not see may have got here.
       const bool empty = sum == 0;
       const float factor = 1.0f / sum;
       const double log2_sum = static_cast<double>(row.max) + static_cast<double>(log2f(sum));
-      const int64_t out_row = int64_t{row.row} * sequence_.num_q_heads + row.head;
+      const int64_t out_row = int64_t{q_row} * sequence_.num_q_heads + head;
       if (sequence_.num_splits > 1) {
         StorePartial(i, out_row, empty, factor, log2_sum);
         continue;
@@ -464,8 +497,8 @@ class ItemRun {
       double reference = 0;
       if constexpr (kLowRank) {
         reference = row.frame;
-      } else if (row.slope != 0) {
-        reference = ReferenceBias(sequence_, row.keys, row.row, row.slope);
+      } else if (sequence_.slopes != nullptr && !empty) {
+        reference = ReferenceBias(sequence_, row.keys, q_row, sequence_.slopes[head]);
       }
       sequence_.lse[out_row] = empty ? -INFINITY : static_cast<float>(kLn2 * log2_sum + reference);
     }
@@ -498,7 +531,8 @@ class ItemRun {
     uint32_t low_word = 0;
     if constexpr (kLowRank) {
       if (!empty) {
-        const double absolute = rows_[i].frame / kLn2 + log2_sum;
+        double absolute = rows_[i].frame / kLn2 + log2_sum;
+        if (absolute < -FLT_MAX) absolute = -FLT_MAX;  // keys hidden by -infinity
         lse = static_cast<float>(absolute);
         low_word = __float_as_uint(static_cast<float>(absolute - static_cast<double>(lse)));
       }
@@ -518,26 +552,6 @@ class ItemRun {
     if (Lane() % 4 == 0) params_.partial_lse[partial_row] = lse;
   }
 
-  // A query row of one head, and its running results. Logs are of base 2.
-  struct Row {
-    KeyRange keys;  // admitted
-    int row;
-    int head;
-    bool exists;
-    float max;    // of the scores so far
-    float sum;    // of this lane's probabilities
-    float slope;  // natural log
-    float slope_log2;
-    // ALiBi: |position - key| less that of the reference key is max(left - key, key - right).
-    int64_t left;
-    int64_t right;
-    float q_norm;       // |scale q|
-    float log2_budget;  // what may be skipped
-    // Low rank: the bias, natural log, that scores are relative to.
-    double frame;
-    int64_t phi_q_begin;
-  };
-
   const AttentionParams& params_;
   const WorkItem item_;
   const SequenceParams& sequence_;
@@ -550,9 +564,6 @@ class ItemRun {
   uint32_t q_[kSteps][4];
   float o_[kHeadDim / 8][4];
 };
-
-// What a low-rank bias needs of shared memory; nothing else does.
-struct NoFactors {};
 
 template <typename T, int kHeadDim, bool kLowRank>
 __global__ void __launch_bounds__(kThreads, kHeadDim == 128 ? 2 : 3)

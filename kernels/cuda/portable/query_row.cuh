@@ -35,18 +35,15 @@ __device__ inline KeyRange AdmittedKeys(const SequenceParams& sequence, int firs
 __device__ inline float ToFinite(float value) { return fminf(fmaxf(value, -FLT_MAX), FLT_MAX); }
 
 // Of a row that admits keys: the nearest one, or for a negative slope the farthest.
-__device__ inline int ReferenceKey(const KeyRange& keys, int64_t position, float slope) {
-  if (slope >= 0) {
-    if (position < keys.first) return keys.first;
-    return position > keys.last ? keys.last : static_cast<int>(position);
-  }
-  return llabs(position - keys.first) >= llabs(position - keys.last) ? keys.first : keys.last;
+__device__ inline int ReferenceKey(const KeyRange& keys, int position, float slope) {
+  if (slope >= 0) return min(max(position, keys.first), keys.last);
+  return abs(position - keys.first) >= abs(position - keys.last) ? keys.first : keys.last;
 }
 
 // The bias of the reference key, natural log.
 __device__ inline double ReferenceBias(const SequenceParams& sequence, const KeyRange& keys,
                                        int row, float slope) {
-  const int reference = ReferenceKey(keys, int64_t{row} + sequence.diagonal, slope);
+  const int reference = ReferenceKey(keys, row + sequence.diagonal, slope);
   const int64_t distance = llabs(row + sequence.exact_diagonal - reference);
   return -static_cast<double>(slope) * static_cast<double>(distance);
 }
