@@ -316,13 +316,13 @@ class ItemRun {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[n][i] = 0;
     }
-    const int row = Lane() % 8 + Lane() / 16 * 8;
+    const uint32_t first = KeyTile() + Layout::Offset(Lane() % 8 + Lane() / 16 * 8, Lane() / 8 % 2);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         uint32_t keys[4];
-        LoadMatrices(keys, KeyTile() + Layout::Offset(16 * n + row, 2 * k + Lane() / 8 % 2));
+        LoadMatrices(keys, Layout::Later(first, 2 * k) + 16 * n * Layout::kRowBytes);
         Mma<T>(scores[2 * n], q_[k], keys[0], keys[1]);
         Mma<T>(scores[2 * n + 1], q_[k], keys[2], keys[3]);
       }
@@ -442,6 +442,7 @@ class ItemRun {
   // does not grow with the number of keys.
   __device__ void MultiplyProbabilitiesAndValues(const uint32_t (&p)[4][4],
                                                  const float (&rescale)[2]) {
+    const uint32_t first = ValueTile() + Layout::Offset(Lane() % 16, Lane() / 16);
 #pragma unroll
     for (int begin = 0; begin < kHeadDim / 8; begin += 4) {
       float product[4][4] = {};
@@ -450,8 +451,8 @@ class ItemRun {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           uint32_t values[4];
-          LoadMatricesTransposed(values, ValueTile() + Layout::Offset(16 * k + Lane() % 16,
-                                                                      begin + 2 * n + Lane() / 16));
+          LoadMatricesTransposed(values,
+                                 Layout::Later(first, begin + 2 * n) + 16 * k * Layout::kRowBytes);
           Mma<T>(product[2 * n], p[k], values[0], values[1]);
           Mma<T>(product[2 * n + 1], p[k], values[2], values[3]);
         }
@@ -568,7 +569,7 @@ class ItemRun {
 template <typename T, int kHeadDim, bool kLowRank>
 __global__ void __launch_bounds__(kThreads, kHeadDim == 128 ? 2 : 3)
     AttentionKernel(const __grid_constant__ AttentionParams params) {
-  extern __shared__ __align__(128) char tiles[];
+  extern __shared__ __align__(256) char tiles[];
   // In turn, so that one barrier an item is enough.
   __shared__ int next_items[2];
   FactorSlice* factors = nullptr;
