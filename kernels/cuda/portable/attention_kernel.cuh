@@ -6,7 +6,6 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_PORTABLE_ATTENTION_KERNEL_CUH_
 #define FLASHBIAS_KERNELS_CUDA_PORTABLE_ATTENTION_KERNEL_CUH_
 
-#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -14,9 +13,11 @@
 #include "kernels/cuda/portable/element.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
 #include "kernels/cuda/portable/mma.cuh"
-#include "kernels/cuda/portable/partial_lse.cuh"
 #include "kernels/cuda/portable/portable_attention.h"
 #include "kernels/cuda/portable/query_row.cuh"
+#include "kernels/cuda/portable/row_state.cuh"
+#include "kernels/cuda/portable/score_tile.cuh"
+#include "kernels/cuda/portable/store_rows.cuh"
 #include "kernels/cuda/portable/tile_copy.cuh"
 
 namespace flashbias::cuda::portable {
@@ -28,8 +29,6 @@ static_assert(kKeyTileKeys == kNormTileKeys, "the skip bound looks up one entry 
 template <int kHeadDim>
 inline constexpr int kSharedBytes = 5 * TileLayout<kHeadDim>::kBytes;
 
-enum class Side { kLeft, kRight };
-
 // One item while its block computes it; a thread's view.
 template <typename T, int kHeadDim, bool kLowRank>
 class ItemRun {
@@ -40,6 +39,8 @@ class ItemRun {
         item_(item),
         sequence_(params.sequences[item.sequence]),
         kv_head_(item.head / HeadsPerKvHead()),
+        has_alibi_(sequence_.slopes != nullptr),
+        two_sided_(sequence_.causal == 0),
         tiles_(SharedAddress(tiles)),
         factors_(factors) {}
 
@@ -58,22 +59,6 @@ class ItemRun {
  private:
   static constexpr int kSteps = kHeadDim / 16;  // mma steps over head_dim
   using Layout = TileLayout<kHeadDim>;
-
-  // A query row of one head, and its running results. Logs are of base 2.
-  struct Row {
-    KeyRange keys;  // admitted; none where the tile has no such row
-    float max;      // of the scores so far
-    float sum;      // of this lane's probabilities
-    float slope_log2;
-    // ALiBi: |position - key| less that of the reference key is max(left - key, key - right).
-    int left;
-    int right;
-    float q_norm;       // |scale q|
-    float log2_budget;  // what may be skipped; a NaN keeps every key
-    // Low rank: the bias, natural log, that scores are relative to.
-    double frame;
-    int64_t phi_q_begin;
-  };
 
   __device__ static int Lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ static int Warp() { return static_cast<int>(threadIdx.x) / 32; }
@@ -111,7 +96,7 @@ class ItemRun {
     scale_ = ToFinite(sequence_.softmax_scale * kLog2E);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      Row& row = rows_[i];
+      RowState& row = rows_[i];
       int q_row;
       int head;
       const bool exists = Locate(TileRow(i), &q_row, &head);
@@ -128,25 +113,17 @@ class ItemRun {
           const int phi_head = sequence_.phi_q_heads == 1 ? 0 : head;
           row.phi_q_begin = (int64_t{q_row} * sequence_.phi_q_heads + phi_head) * sequence_.rank;
         }
-      } else if (sequence_.slopes != nullptr && !row.keys.empty()) {
-        PrepareAlibi(q_row + sequence_.diagonal, sequence_.slopes[head], row);
+      } else if (has_alibi_ && !row.keys.empty()) {
+        PrepareAlibi(q_row + sequence_.diagonal, sequence_.slopes[head], sequence_.log_eps_per_side,
+                     row);
       }
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) o_[n][2 * i] = o_[n][2 * i + 1] = 0;
     }
   }
 
-  __device__ void PrepareAlibi(int position, float slope, Row& row) const {
-    row.slope_log2 = ToFinite(slope * kLog2E);
-    const int64_t distance = llabs(int64_t{position} - ReferenceKey(row.keys, position, slope));
-    // Where an int32 cannot hold these, all keys stand on the other side.
-    row.left = static_cast<int>(max(position - distance, int64_t{kNoWindow}));
-    row.right = static_cast<int>(min(position + distance, int64_t{INT32_MAX}));
-    if (slope > 0) row.log2_budget = sequence_.log_eps_per_side * kLog2E + log2f(-expm1f(-slope));
-  }
-
   __device__ bool MaySkip() const {
-    return !kLowRank && sequence_.key_norms != nullptr && sequence_.slopes != nullptr &&
+    return !kLowRank && sequence_.key_norms != nullptr && has_alibi_ &&
            sequence_.log_eps_per_side > -INFINITY;
   }
 
@@ -196,11 +173,6 @@ class ItemRun {
       // Squares may vanish in fp32, each by less than 2^-149; the bound must not come out below.
       rows_[i].q_norm = fabsf(scale_) * sqrtf(squares + 0x1p-142f) * (1.0f + 2e-5f);
     }
-  }
-
-  static __device__ float SumOfQuad(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
   }
 
   // Computes the tiles first_tile .. last_tile, from the one nearest to the rows outwards, as far
@@ -258,7 +230,7 @@ class ItemRun {
         --left;
       }
       stage_ ^= 1;
-      if (may_skip) done = IsDone(side, tile, max_norm);
+      if (may_skip) done = RowsAreDone(side, tile, max_norm);
     }
   }
 
@@ -268,25 +240,12 @@ class ItemRun {
     return __ldg(sequence_.key_norms + table * sequence_.norm_tiles + tile);
   }
 
-  // Whether this thread's rows need no tile from `tile` outwards (SkipBound in skip_table.h).
-  __device__ bool IsDone(Side side, int tile, float max_norm) const {
+  // Whether this thread's rows need no tile from `tile` outwards.
+  __device__ bool RowsAreDone(Side side, int tile, float max_norm) const {
     const float sums[2] = {SumOfQuad(rows_[0].sum), SumOfQuad(rows_[1].sum)};
-    const bool left = side == Side::kLeft;
-    const int nearest = tile * kTileRows + (left ? kTileRows - 1 : 0);
-    bool done = true;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const Row& row = rows_[i];
-      const bool none_left =
-          row.keys.empty() || (left ? row.keys.first > nearest : row.keys.last < nearest);
-      const auto distance = static_cast<float>(left ? row.left - nearest : nearest - row.right);
-      const float lse = row.max + log2f(sums[i]);
-      // Slack as in skip_table.h, for the rounding of norms, scores and sums.
-      const float largest = row.q_norm * max_norm * (1.0f + 1e-4f) + 1e-3f * kLog2E;
-      const float mass = largest - row.slope_log2 * distance - lse;
-      done = done && (none_left || (distance >= 0 && mass <= row.log2_budget));
-    }
-    return done;
+    const int nearest = tile * kTileRows + (side == Side::kLeft ? kTileRows - 1 : 0);
+    return IsDone(rows_[0], sums[0], side, nearest, max_norm) &&
+           IsDone(rows_[1], sums[1], side, nearest, max_norm);
   }
 
   __device__ void ComputeTile(int key_begin) {
@@ -298,15 +257,19 @@ class ItemRun {
       double centre_product[2];
       LowRankBias(sequence_, head, key_begin, phi_q_begin, *factors_, bias, centre_product);
       MultiplyQueriesAndKeys(scores);
-      AddLowRankBias(key_begin, bias, centre_product, scores);
+      AddLowRankBias(bias, centre_product, scale_, key_begin, rows_, scores);
     } else {
       MultiplyQueriesAndKeys(scores);
-      AddAlibi(key_begin, scores);
+      if (has_alibi_) {
+        AddAlibi(rows_, scale_, two_sided_, key_begin, scores);
+      } else {
+        Scale(scale_, scores);
+      }
     }
-    Mask(key_begin, scores);
+    Mask(rows_, key_begin, scores);
     float rescale[2];
     uint32_t p[4][4];
-    OnlineSoftmax(scores, rescale, p);
+    OnlineSoftmax<T>(scores, rows_, rescale, p);
     MultiplyProbabilitiesAndValues(p, rescale);
   }
 
@@ -326,115 +289,6 @@ class ItemRun {
         Mma<T>(scores[2 * n], q_[k], keys[0], keys[1]);
         Mma<T>(scores[2 * n + 1], q_[k], keys[2], keys[3]);
       }
-    }
-  }
-
-  // Products -> scores in the log2 domain, relative to the bias of the row's reference key.
-  __device__ void AddAlibi(int key_begin, float (&scores)[8][4]) const {
-    const bool alibi = sequence_.slopes != nullptr;
-    const bool two_sided = sequence_.causal == 0;
-    float left[2];
-    float right[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const auto first_column = static_cast<float>(2 * (Lane() % 4));
-      left[i] = static_cast<float>(rows_[i].left - key_begin) - first_column;
-      right[i] = static_cast<float>(rows_[i].right - key_begin) - first_column;
-    }
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const auto column = static_cast<float>(8 * n + i % 2);
-        float& score = scores[n][i];
-        if (!alibi) {
-          score *= scale_;
-        } else {
-          float distance = left[i / 2] - column;
-          if (two_sided) distance = fmaxf(distance, column - right[i / 2]);
-          score = fmaf(scale_, score, -rows_[i / 2].slope_log2 * distance);
-        }
-      }
-    }
-  }
-
-  // As AddAlibi, relative to the largest product with a tile's centre that the row has met.
-  __device__ void AddLowRankBias(int key_begin, const float (&bias)[8][4],
-                                 const double (&centre_product)[2], float (&scores)[8][4]) {
-    float constant[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      Row& row = rows_[i];
-      constant[i] = 0;
-      // A tile that the row does not see must not move its reference.
-      if (row.keys.empty() || row.keys.first >= key_begin + kTileRows ||
-          row.keys.last < key_begin) {
-        continue;
-      }
-      const double difference = (centre_product[i] - row.frame) * static_cast<double>(kLog2E);
-      if (difference <= 0) {
-        constant[i] = static_cast<float>(difference);
-      } else {
-        row.max -= static_cast<float>(difference);
-        row.frame = centre_product[i];
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        scores[n][i] = fmaf(scale_, scores[n][i], fmaf(kLog2E, bias[n][i], constant[i / 2]));
-      }
-    }
-  }
-
-  __device__ void Mask(int key_begin, float (&scores)[8][4]) const {
-    int first[2];
-    int last[2];
-    bool partial = false;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      first[i] = rows_[i].keys.first - key_begin - 2 * (Lane() % 4);
-      last[i] = rows_[i].keys.last - key_begin - 2 * (Lane() % 4);
-      partial = partial || rows_[i].keys.first > key_begin ||
-                rows_[i].keys.last < key_begin + kTileRows - 1;
-    }
-    if (!__any_sync(0xffffffffu, partial)) return;
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = 8 * n + i % 2;
-        if (column < first[i / 2] || column > last[i / 2]) scores[n][i] = -INFINITY;
-      }
-    }
-  }
-
-  // Scores -> probabilities relative to the new row maxima, as A fragments.
-  __device__ void OnlineSoftmax(float (&scores)[8][4], float (&rescale)[2], uint32_t (&p)[4][4]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      Row& row = rows_[i];
-      float max = row.max;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        max = fmaxf(max, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
-      }
-      max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
-      // A row that has seen no key yet has no maximum to be relative to.
-      const float reference = max == -INFINITY ? 0.0f : max;
-      rescale[i] = Exp2(row.max - reference);
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const float first = Exp2(scores[n][2 * i] - reference);
-        const float second = Exp2(scores[n][2 * i + 1] - reference);
-        sum += first + second;
-        p[n / 2][n % 2 * 2 + i] = PackPair<T>(first, second);
-      }
-      row.sum = fmaf(row.sum, rescale[i], sum);
-      row.max = max;
     }
   }
 
@@ -479,89 +333,46 @@ class ItemRun {
     const float sums[2] = {SumOfQuad(rows_[0].sum), SumOfQuad(rows_[1].sum)};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Row& row = rows_[i];
+      const RowState& row = rows_[i];
       const float sum = sums[i];
       int q_row;
       int head;
       if (!Locate(TileRow(i), &q_row, &head)) continue;
-      // Not a product with 0: NaN in values that the row does not see may have got here.
       const bool empty = sum == 0;
       const float factor = 1.0f / sum;
       const double log2_sum = static_cast<double>(row.max) + static_cast<double>(log2f(sum));
       const int64_t out_row = int64_t{q_row} * sequence_.num_q_heads + head;
       if (sequence_.num_splits > 1) {
-        StorePartial(i, out_row, empty, factor, log2_sum);
+        const int64_t partial_row =
+            sequence_.partial_begin + out_row * sequence_.num_splits + item_.split;
+        double lse = log2_sum;
+        if constexpr (kLowRank) lse += row.frame * kExactLog2E;
+        StorePartial<kHeadDim, kLowRank>(params_, partial_row, lse, empty, factor, i, o_);
         continue;
       }
-      StoreOutput(i, out_row, empty, factor);
+      StoreOutput<T, kHeadDim>(sequence_, out_row, empty, factor, i, o_);
       if (sequence_.lse == nullptr || Lane() % 4 != 0) continue;
       double reference = 0;
       if constexpr (kLowRank) {
         reference = row.frame;
-      } else if (sequence_.slopes != nullptr && !empty) {
+      } else if (has_alibi_ && !empty) {
         reference = ReferenceBias(sequence_, row.keys, q_row, sequence_.slopes[head]);
       }
       sequence_.lse[out_row] = empty ? -INFINITY : static_cast<float>(kLn2 * log2_sum + reference);
     }
   }
 
-  __device__ void StoreOutput(int i, int64_t out_row, bool empty, float factor) const {
-    const int head_dim = sequence_.head_dim;
-    auto* to = static_cast<unsigned char*>(sequence_.o) + out_row * head_dim * 2;
-    const bool pairs = head_dim % 2 == 0 && IsAligned(sequence_.o, 4);
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      const int column = 8 * n + 2 * (Lane() % 4);
-      const uint32_t pair =
-          empty ? 0 : PackPair<T>(o_[n][2 * i] * factor, o_[n][2 * i + 1] * factor);
-      unsigned char* at = to + 2 * column;
-      if (pairs) {
-        if (column < head_dim) *reinterpret_cast<uint32_t*>(at) = pair;
-      } else {
-        if (column < head_dim) StoreUnaligned16(at, pair);
-        if (column + 1 < head_dim) StoreUnaligned16(at + 2, pair >> 16);
-      }
-    }
-  }
-
-  __device__ void StorePartial(int i, int64_t out_row, bool empty, float factor,
-                               double log2_sum) const {
-    const int64_t partial_row =
-        sequence_.partial_begin + out_row * sequence_.num_splits + item_.split;
-    float lse = empty ? -INFINITY : static_cast<float>(log2_sum);
-    uint32_t low_word = 0;
-    if constexpr (kLowRank) {
-      if (!empty) {
-        double absolute = rows_[i].frame / kLn2 + log2_sum;
-        if (absolute < -FLT_MAX) absolute = -FLT_MAX;  // keys hidden by -infinity
-        lse = static_cast<float>(absolute);
-        low_word = __float_as_uint(static_cast<float>(absolute - static_cast<double>(lse)));
-      }
-    }
-    auto* to = reinterpret_cast<float2*>(params_.partial_o + partial_row * kHeadDim);
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      const int column = 8 * n + 2 * (Lane() % 4);
-      float2 pair =
-          empty ? make_float2(0, 0) : make_float2(o_[n][2 * i] * factor, o_[n][2 * i + 1] * factor);
-      if (kLowRank && n < 4) {
-        pair.x = WithLastBit(pair.x, low_word >> column);
-        pair.y = WithLastBit(pair.y, low_word >> (column + 1));
-      }
-      to[column / 2] = pair;
-    }
-    if (Lane() % 4 == 0) params_.partial_lse[partial_row] = lse;
-  }
-
   const AttentionParams& params_;
   const WorkItem item_;
   const SequenceParams& sequence_;
   const int kv_head_;
+  const bool has_alibi_;
+  const bool two_sided_;
   const uint32_t tiles_;
   FactorSlice* const factors_;
   int stage_ = 0;
   float scale_;  // softmax_scale * log2(e)
-  Row rows_[2];
+  RowState rows_[2];
   uint32_t q_[kSteps][4];
   float o_[kHeadDim / 8][4];
 };

@@ -13,7 +13,8 @@
 
 namespace flashbias::cuda::portable {
 
-inline constexpr float kLog2E = 1.44269504088896341f;
+inline constexpr double kExactLog2E = 1.442695040888963407;
+inline constexpr float kLog2E = static_cast<float>(kExactLog2E);
 inline constexpr double kLn2 = 0.693147180559945309;
 
 // Key rows first .. last, both included; empty where first > last.
