@@ -259,6 +259,10 @@ class ItemRun {
       MultiplyQueriesAndKeys(scores);
       AddLowRankBias(bias, centre_product, scale_, key_begin, rows_, scores);
     } else {
+      // Warps beyond the last row, or before the causal diagonal, leave the others their turn.
+      const bool sees = rows_[0].keys.Meets(key_begin, key_begin + kTileRows) ||
+                        rows_[1].keys.Meets(key_begin, key_begin + kTileRows);
+      if (!__any_sync(0xffffffffu, sees)) return;
       MultiplyQueriesAndKeys(scores);
       if (has_alibi_) {
         AddAlibi(rows_, scale_, two_sided_, key_begin, scores);

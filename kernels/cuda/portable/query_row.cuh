@@ -22,6 +22,10 @@ struct KeyRange {
   int first;
   int last;
   __device__ bool empty() const { return first > last; }
+  // Whether any of begin .. end - 1 is among them.
+  __device__ bool Meets(int begin, int end) const {
+    return !empty() && first < end && last >= begin;
+  }
 };
 
 // The keys that any of the query rows first_row .. last_row may see. Both ends grow with the row.

@@ -57,9 +57,7 @@ __device__ inline void AddLowRankBias(const float (&bias)[8][4], const double (&
     RowState& row = rows[i];
     constant[i] = 0;
     // A tile that the row does not see must not move its reference.
-    if (row.keys.empty() || row.keys.first >= key_begin + kTileRows || row.keys.last < key_begin) {
-      continue;
-    }
+    if (!row.keys.Meets(key_begin, key_begin + kTileRows)) continue;
     const double difference = (centre_product[i] - row.frame) * kExactLog2E;
     if (difference <= 0) {
       constant[i] = static_cast<float>(difference);
