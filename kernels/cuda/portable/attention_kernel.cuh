@@ -133,29 +133,25 @@ class ItemRun {
   __device__ void CopyQueries() const {
     constexpr int kRowStep = kThreads / Layout::kChunks;
     const int chunk = static_cast<int>(threadIdx.x) % Layout::kChunks;
+    const int first = static_cast<int>(threadIdx.x) / Layout::kChunks;
+    const uint32_t to = tiles_ + Layout::Offset(first, chunk);
 #pragma unroll
     for (int i = 0; i < kTileRows; i += kRowStep) {
-      const int tile_row = i + static_cast<int>(threadIdx.x) / Layout::kChunks;
       int row;
       int head;
-      const bool valid = Locate(tile_row, &row, &head) && chunk * 8 < sequence_.head_dim;
-      const int64_t offset =
-          valid ? ((int64_t{row} * sequence_.num_q_heads + head) * sequence_.q_head_stride +
-                   chunk * 8) *
-                      2
-                : 0;
-      CopyAsync16(tiles_ + Layout::Offset(tile_row, chunk),
-                  static_cast<const char*>(sequence_.q) + offset, valid);
+      const bool valid = Locate(first + i, &row, &head) && chunk * 8 < sequence_.head_dim;
+      const int64_t vector = int64_t{row} * sequence_.num_q_heads + head;
+      const char* from = static_cast<const char*>(sequence_.q) +
+                         2 * (vector * sequence_.q_head_stride + chunk * 8);
+      CopyAsync16(to + i * Layout::kRowBytes, from, valid);
     }
   }
 
   // Queries as A fragments, and what the skip bound needs of them.
   __device__ void LoadQueries(bool may_skip) {
-    const int row = Warp() * 16 + Lane() % 16;
+    const uint32_t first = tiles_ + Layout::Offset(Warp() * 16 + Lane() % 16, Lane() / 16);
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      LoadMatrices(q_[k], tiles_ + Layout::Offset(row, 2 * k + Lane() / 16));
-    }
+    for (int k = 0; k < kSteps; ++k) LoadMatrices(q_[k], Layout::Later(first, 2 * k));
     if (!may_skip) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -48,11 +48,11 @@ class KeyTileCopier {
     int key = tile * kTileRows + Row();
     const char* k = k_ + key * row_bytes_;
     const char* v = v_ + key * row_bytes_;
+    const uint32_t to = TileLayout<kHeadDim>::Offset(Row(), Chunk());
 #pragma unroll
     for (int i = 0; i < kTileRows; i += kRowStep) {
-      const uint32_t to = TileLayout<kHeadDim>::Offset(i + Row(), Chunk());
-      CopyAsync16(to_k + to, k, key < kv_len_);
-      CopyAsync16(to_v + to, v, key < kv_len_);
+      CopyAsync16(to_k + to + i * TileLayout<kHeadDim>::kRowBytes, k, key < kv_len_);
+      CopyAsync16(to_v + to + i * TileLayout<kHeadDim>::kRowBytes, v, key < kv_len_);
       key += kRowStep;
       k += kRowStep * row_bytes_;
       v += kRowStep * row_bytes_;
@@ -62,6 +62,7 @@ class KeyTileCopier {
  private:
   static constexpr int kChunks = TileLayout<kHeadDim>::kChunks;
   static constexpr int kRowStep = kThreads / kChunks;
+  static_assert(kRowStep % 8 == 0, "the swizzle is the same for all rows of a thread");
   static __device__ int Chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
   static __device__ int Row() { return static_cast<int>(threadIdx.x) / kChunks; }
 
