@@ -58,7 +58,7 @@ __device__ const KeyNormJob& JobOfBlock(const KeyNormParams& params, int block) 
   return params.jobs[first];
 }
 
-// The largest |k|^2 of each head over one tile of keys, through `maxima` to the first table.
+// The largest |k|^2 of each head over one tile of keys, through `maxima` to both tables.
 //
 // A group of lanes reads a key of a head, 16 bytes a lane. Groups are laid out as [parts][heads],
 // so that those of one part read heads that lie side by side; parts share the tile's keys.
@@ -104,20 +104,22 @@ __device__ void WriteTileMaxima(const KeyNormJob& job, int tile, float* maxima) 
     }
     if (chunk == 0) maxima[group] = max;
     __syncthreads();
-    if (static_cast<int>(threadIdx.x) < heads &&
-        pass + static_cast<int>(threadIdx.x) < job.num_kv_heads) {
+    const int writer = static_cast<int>(threadIdx.x);
+    if (writer < heads && pass + writer < job.num_kv_heads) {
       float largest = 0;
-      for (int p = 0; p < parts; ++p) largest = fmaxf(largest, maxima[p * heads + threadIdx.x]);
-      job.key_norms[int64_t{pass + static_cast<int>(threadIdx.x)} * job.norm_tiles + tile] =
-          sqrtf(fmaf(largest, kRoundUp, kVanishedSquares));
+      for (int p = 0; p < parts; ++p) largest = fmaxf(largest, maxima[p * heads + writer]);
+      const float norm = sqrtf(fmaf(largest, kRoundUp, kVanishedSquares));
+      float* to = job.key_norms + int64_t{pass + writer} * job.norm_tiles + tile;
+      to[0] = norm;
+      to[int64_t{job.num_kv_heads} * job.norm_tiles] = norm;
     }
     __syncthreads();
   }
 }
 
-// Running maxima over 32 tiles at a time, kScanTiles times; tile n of the walk is `first + n *
-// step`. Reads past the L1 cache: other blocks wrote there.
-__device__ void Scan(const float* from, float* to, int num_tiles, int first, int step) {
+// Makes running maxima of a row of a table, from tile `first` on; a warp. Reads past the L1 cache:
+// other blocks wrote there.
+__device__ void Scan(float* norms, int num_tiles, int first, int step) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   float running = 0;
   for (int begin = 0; begin < num_tiles; begin += 32 * kScanTiles) {
@@ -125,7 +127,7 @@ __device__ void Scan(const float* from, float* to, int num_tiles, int first, int
 #pragma unroll
     for (int i = 0; i < kScanTiles; ++i) {
       const int n = begin + 32 * i + lane;
-      maxima[i] = n < num_tiles ? __ldcg(from + first + n * step) : 0.0f;
+      maxima[i] = n < num_tiles ? __ldcg(norms + first + n * step) : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < kScanTiles; ++i) {
@@ -136,7 +138,7 @@ __device__ void Scan(const float* from, float* to, int num_tiles, int first, int
       }
       running = fmaxf(running, maxima[i]);
       const int n = begin + 32 * i + lane;
-      if (n < num_tiles) to[first + n * step] = running;
+      if (n < num_tiles) norms[first + n * step] = running;
       running = __shfl_sync(0xffffffffu, running, 31);
     }
   }
@@ -164,12 +166,14 @@ __global__ void __launch_bounds__(kThreads)
   if (!is_last) return;
   __threadfence();
   if (threadIdx.x == 0) *job.done_blocks = 0;
-  for (int head = static_cast<int>(threadIdx.x) / 32; head < job.num_kv_heads; head += kWarps) {
-    float* prefix = job.key_norms + int64_t{head} * job.norm_tiles;
-    float* suffix = prefix + int64_t{job.num_kv_heads} * job.norm_tiles;
-    Scan(prefix, suffix, job.norm_tiles, job.norm_tiles - 1, -1);
-    __syncwarp();
-    Scan(prefix, prefix, job.norm_tiles, 0, 1);
+  const int num_rows = 2 * job.num_kv_heads;  // of both tables
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < num_rows; row += kWarps) {
+    float* norms = job.key_norms + int64_t{row} * job.norm_tiles;
+    if (row < job.num_kv_heads) {
+      Scan(norms, job.norm_tiles, 0, 1);
+    } else {
+      Scan(norms, job.norm_tiles, job.norm_tiles - 1, -1);
+    }
   }
 }
 

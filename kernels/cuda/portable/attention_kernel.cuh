@@ -13,9 +13,11 @@
 #include "kernels/cuda/portable/element.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
 #include "kernels/cuda/portable/mma.cuh"
-#include "kernels/cuda/portable/partial_lse.cuh"
 #include "kernels/cuda/portable/portable_attention.h"
 #include "kernels/cuda/portable/query_row.cuh"
+#include "kernels/cuda/portable/row_state.cuh"
+#include "kernels/cuda/portable/score_tile.cuh"
+#include "kernels/cuda/portable/store_rows.cuh"
 #include "kernels/cuda/portable/tile_copy.cuh"
 
 namespace flashbias::cuda::portable {
@@ -27,8 +29,6 @@ static_assert(kKeyTileKeys == kNormTileKeys, "the skip bound looks up one entry 
 template <int kHeadDim>
 inline constexpr int kSharedBytes = 5 * TileLayout<kHeadDim>::kBytes;
 
-enum class Side { kLeft, kRight };
-
 // One item while its block computes it; a thread's view.
 template <typename T, int kHeadDim, bool kLowRank>
 class ItemRun {
@@ -39,38 +39,20 @@ class ItemRun {
         item_(item),
         sequence_(params.sequences[item.sequence]),
         kv_head_(item.head / HeadsPerKvHead()),
+        has_alibi_(sequence_.slopes != nullptr),
+        two_sided_(sequence_.causal == 0),
         tiles_(SharedAddress(tiles)),
         factors_(factors) {}
 
   __device__ void Run() {
     PrepareRows();
     const KeyRange keys = KeysOfItem();
-    if (keys.empty()) {
-      StoreResults();
-      return;
+    if (!keys.empty()) {
+      const int first_tile = keys.first / kTileRows;
+      const int last_tile = keys.last / kTileRows;
+      const int computed = Walk(keys, first_tile, last_tile);
+      CountTiles(computed, last_tile - first_tile + 1 - computed);
     }
-    const int first_tile = keys.first / kTileRows;
-    const int last_tile = keys.last / kTileRows;
-    const bool may_skip = MaySkip();
-    // Without skipping the order is free, and one walk leaves the pipeline full.
-    const int64_t position = int64_t{LastRow()} + sequence_.diagonal;
-    const int64_t nearest = min(max(position, int64_t{keys.first}), int64_t{keys.last});
-    const int start = may_skip ? static_cast<int>(nearest) / kTileRows : last_tile;
-
-    const KeyTileCopier<kHeadDim> copier(sequence_, kv_head_);
-    CopyQueries();
-    copier.Copy(start, KeyTile(), ValueTile());
-    WaitForCopies();
-    __syncthreads();
-    LoadQueries(may_skip);
-
-    int computed = Walk<Side::kLeft>(copier, start, first_tile, may_skip);
-    if (start < last_tile) {
-      stage_ ^= 1;
-      copier.Copy(start + 1, KeyTile(), ValueTile());
-      computed += Walk<Side::kRight>(copier, start + 1, last_tile, may_skip);
-    }
-    CountTiles(computed, last_tile - first_tile + 1 - computed);
     StoreResults();
   }
 
@@ -80,6 +62,7 @@ class ItemRun {
 
   __device__ static int Lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ static int Warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ static int TileRow(int i) { return Warp() * 16 + Lane() / 4 + 8 * i; }
 
   __device__ int HeadsPerKvHead() const { return sequence_.num_q_heads / sequence_.num_kv_heads; }
   // Heads of the tile; the last tile of a group may have fewer than heads_per_tile.
@@ -113,37 +96,34 @@ class ItemRun {
     scale_ = ToFinite(sequence_.softmax_scale * kLog2E);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      Row& row = rows_[i];
+      RowState& row = rows_[i];
+      int q_row;
       int head;
-      row.exists = Locate(Warp() * 16 + Lane() / 4 + 8 * i, &row.row, &head);
-      row.keys = row.exists ? AdmittedKeys(sequence_, row.row, row.row) : KeyRange{1, 0};
-      row.head = head;
+      const bool exists = Locate(TileRow(i), &q_row, &head);
+      row.keys = exists ? AdmittedKeys(sequence_, q_row, q_row) : KeyRange{1, 0};
       row.max = -INFINITY;
       row.sum = 0;
-      row.slope = 0;
+      row.slope_log2 = 0;
       row.left = row.right = 0;
+      row.log2_budget = NAN;
       if constexpr (kLowRank) {
         row.frame = -INFINITY;
         row.phi_q_begin = -1;
-        if (row.exists) {
+        if (exists) {
           const int phi_head = sequence_.phi_q_heads == 1 ? 0 : head;
-          row.phi_q_begin = (int64_t{row.row} * sequence_.phi_q_heads + phi_head) * sequence_.rank;
+          row.phi_q_begin = (int64_t{q_row} * sequence_.phi_q_heads + phi_head) * sequence_.rank;
         }
-      } else if (sequence_.slopes != nullptr && !row.keys.empty()) {
-        row.slope = sequence_.slopes[head];
-        const int64_t position = int64_t{row.row} + sequence_.diagonal;
-        const int64_t distance = llabs(position - ReferenceKey(row.keys, position, row.slope));
-        row.left = position - distance;
-        row.right = position + distance;
+      } else if (has_alibi_ && !row.keys.empty()) {
+        PrepareAlibi(q_row + sequence_.diagonal, sequence_.slopes[head], sequence_.log_eps_per_side,
+                     row);
       }
-      row.slope_log2 = ToFinite(row.slope * kLog2E);
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) o_[n][2 * i] = o_[n][2 * i + 1] = 0;
     }
   }
 
   __device__ bool MaySkip() const {
-    return !kLowRank && sequence_.key_norms != nullptr && sequence_.slopes != nullptr &&
+    return !kLowRank && sequence_.key_norms != nullptr && has_alibi_ &&
            sequence_.log_eps_per_side > -INFINITY;
   }
 
@@ -153,29 +133,25 @@ class ItemRun {
   __device__ void CopyQueries() const {
     constexpr int kRowStep = kThreads / Layout::kChunks;
     const int chunk = static_cast<int>(threadIdx.x) % Layout::kChunks;
+    const int first = static_cast<int>(threadIdx.x) / Layout::kChunks;
+    const uint32_t to = tiles_ + Layout::Offset(first, chunk);
 #pragma unroll
     for (int i = 0; i < kTileRows; i += kRowStep) {
-      const int tile_row = i + static_cast<int>(threadIdx.x) / Layout::kChunks;
       int row;
       int head;
-      const bool valid = Locate(tile_row, &row, &head) && chunk * 8 < sequence_.head_dim;
-      const int64_t offset =
-          valid ? ((int64_t{row} * sequence_.num_q_heads + head) * sequence_.q_head_stride +
-                   chunk * 8) *
-                      2
-                : 0;
-      CopyAsync16(tiles_ + Layout::Offset(tile_row, chunk),
-                  static_cast<const char*>(sequence_.q) + offset, valid);
+      const bool valid = Locate(first + i, &row, &head) && chunk * 8 < sequence_.head_dim;
+      const int64_t vector = int64_t{row} * sequence_.num_q_heads + head;
+      const char* from = static_cast<const char*>(sequence_.q) +
+                         2 * (vector * sequence_.q_head_stride + chunk * 8);
+      CopyAsync16(to + i * Layout::kRowBytes, from, valid);
     }
   }
 
   // Queries as A fragments, and what the skip bound needs of them.
   __device__ void LoadQueries(bool may_skip) {
-    const int row = Warp() * 16 + Lane() % 16;
+    const uint32_t first = tiles_ + Layout::Offset(Warp() * 16 + Lane() % 16, Lane() / 16);
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      LoadMatrices(q_[k], tiles_ + Layout::Offset(row, 2 * k + Lane() / 16));
-    }
+    for (int k = 0; k < kSteps; ++k) LoadMatrices(q_[k], Layout::Later(first, 2 * k));
     if (!may_skip) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -192,71 +168,80 @@ class ItemRun {
       squares = SumOfQuad(squares);
       // Squares may vanish in fp32, each by less than 2^-149; the bound must not come out below.
       rows_[i].q_norm = fabsf(scale_) * sqrtf(squares + 0x1p-142f) * (1.0f + 2e-5f);
-      const float slope = rows_[i].slope;
-      // A NaN keeps every key.
-      rows_[i].log2_budget =
-          slope > 0 ? sequence_.log_eps_per_side * kLog2E + log2f(-expm1f(-slope)) : NAN;
     }
   }
 
-  static __device__ float SumOfQuad(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
-  }
+  // Computes the tiles first_tile .. last_tile, from the one nearest to the rows outwards, as far
+  // as they can hold mass. Returns how many.
+  __device__ int Walk(const KeyRange& keys, int first_tile, int last_tile) {
+    const bool may_skip = MaySkip();
+    // Without skipping any order will do.
+    const int position = LastRow() + sequence_.diagonal;
+    const int start = may_skip ? min(max(position, keys.first), keys.last) / kTileRows : last_tile;
 
-  // Walks the key tiles first .. last, outwards; the first has been copied or is on its way.
-  // Returns how many it computed.
-  template <Side kSide>
-  __device__ int Walk(const KeyTileCopier<kHeadDim>& copier, int first, int last, bool may_skip) {
-    constexpr int kStep = kSide == Side::kLeft ? -1 : 1;
+    const KeyTileCopier<kHeadDim> copier(sequence_, kv_head_);
+    CopyQueries();
+    copier.Copy(start, KeyTile(), ValueTile());
+    WaitForCopies();
+    __syncthreads();
+    LoadQueries(may_skip);
+
+    int tile = start;
+    Side side = Side::kLeft;
+    int left = start - 1;  // the nearest tiles that have not been copied
+    int right = start + 1;
     bool done = false;
     int computed = 0;
-    for (int tile = first;; tile += kStep) {
+    while (true) {
       WaitForCopies();
       // Also: everyone has finished with the stage that is filled next.
-      if (__syncthreads_and(done)) break;
-      if (tile != last) {
+      const bool stop = __syncthreads_and(done);
+      if (stop && side == Side::kLeft) left = first_tile - 1;
+      if (stop && side == Side::kRight) right = last_tile + 1;
+
+      // In turn, so that the bounds of both sides know the near keys of both.
+      const bool has_left = left >= first_tile;
+      const bool has_right = right <= last_tile;
+      const bool has_next = has_left || has_right;
+      const bool goes_right = side == Side::kLeft ? has_right : !has_left;
+      const int next = goes_right ? right : left;
+      float max_norm = INFINITY;
+      if (has_next) {
         stage_ ^= 1;
-        copier.Copy(tile + kStep, KeyTile(), ValueTile());
+        copier.Copy(next, KeyTile(), ValueTile());
         stage_ ^= 1;
+        if (may_skip) max_norm = MaxNormFrom(goes_right ? Side::kRight : Side::kLeft, next);
       }
-      const float max_norm = may_skip && tile != last ? MaxNormFrom<kSide>(tile + kStep) : INFINITY;
-      ComputeTile(tile * kTileRows);
-      ++computed;
-      if (tile == last) break;
+      if (!stop) {
+        ComputeTile(tile * kTileRows);
+        ++computed;
+      }
+      if (!has_next) return computed;
+
+      tile = next;
+      side = goes_right ? Side::kRight : Side::kLeft;
+      if (goes_right) {
+        ++right;
+      } else {
+        --left;
+      }
       stage_ ^= 1;
-      if (may_skip) done = IsDone<kSide>(tile + kStep, max_norm);
+      if (may_skip) done = RowsAreDone(side, tile, max_norm);
     }
-    return computed;
   }
 
   // The largest |k| of the tiles from `tile` outwards.
-  template <Side kSide>
-  __device__ float MaxNormFrom(int tile) const {
-    const int64_t table = kSide == Side::kLeft ? kv_head_ : sequence_.num_kv_heads + kv_head_;
+  __device__ float MaxNormFrom(Side side, int tile) const {
+    const int64_t table = side == Side::kLeft ? kv_head_ : sequence_.num_kv_heads + kv_head_;
     return __ldg(sequence_.key_norms + table * sequence_.norm_tiles + tile);
   }
 
-  // Whether this thread's rows need no tile from `tile` outwards (SkipBound in skip_table.h).
-  template <Side kSide>
-  __device__ bool IsDone(int tile, float max_norm) const {
+  // Whether this thread's rows need no tile from `tile` outwards.
+  __device__ bool RowsAreDone(Side side, int tile, float max_norm) const {
     const float sums[2] = {SumOfQuad(rows_[0].sum), SumOfQuad(rows_[1].sum)};
-    const int nearest = tile * kTileRows + (kSide == Side::kLeft ? kTileRows - 1 : 0);
-    bool done = true;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const Row& row = rows_[i];
-      const bool none_left = row.keys.empty() || (kSide == Side::kLeft ? row.keys.first > nearest
-                                                                       : row.keys.last < nearest);
-      const auto distance =
-          static_cast<float>(kSide == Side::kLeft ? row.left - nearest : nearest - row.right);
-      const float lse = row.max + log2f(sums[i]);
-      // Slack as in skip_table.h, for the rounding of norms, scores and sums.
-      const float largest = row.q_norm * max_norm * (1.0f + 1e-4f) + 1e-3f * kLog2E;
-      const float mass = largest - row.slope_log2 * distance - lse;
-      done = done && (none_left || (distance >= 0 && mass <= row.log2_budget));
-    }
-    return done;
+    const int nearest = tile * kTileRows + (side == Side::kLeft ? kTileRows - 1 : 0);
+    return IsDone(rows_[0], sums[0], side, nearest, max_norm) &&
+           IsDone(rows_[1], sums[1], side, nearest, max_norm);
   }
 
   __device__ void ComputeTile(int key_begin) {
@@ -268,15 +253,23 @@ class ItemRun {
       double centre_product[2];
       LowRankBias(sequence_, head, key_begin, phi_q_begin, *factors_, bias, centre_product);
       MultiplyQueriesAndKeys(scores);
-      AddLowRankBias(key_begin, bias, centre_product, scores);
+      AddLowRankBias(bias, centre_product, scale_, key_begin, rows_, scores);
     } else {
+      // Warps beyond the last row, or before the causal diagonal, leave the others their turn.
+      const bool sees = rows_[0].keys.Meets(key_begin, key_begin + kTileRows) ||
+                        rows_[1].keys.Meets(key_begin, key_begin + kTileRows);
+      if (!__any_sync(0xffffffffu, sees)) return;
       MultiplyQueriesAndKeys(scores);
-      AddAlibi(key_begin, scores);
+      if (has_alibi_) {
+        AddAlibi(rows_, scale_, two_sided_, key_begin, scores);
+      } else {
+        Scale(scale_, scores);
+      }
     }
-    Mask(key_begin, scores);
+    Mask(rows_, key_begin, scores);
     float rescale[2];
     uint32_t p[4][4];
-    OnlineSoftmax(scores, rescale, p);
+    OnlineSoftmax<T>(scores, rows_, rescale, p);
     MultiplyProbabilitiesAndValues(p, rescale);
   }
 
@@ -286,124 +279,16 @@ class ItemRun {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[n][i] = 0;
     }
-    const int row = Lane() % 8 + Lane() / 16 * 8;
+    const uint32_t first = KeyTile() + Layout::Offset(Lane() % 8 + Lane() / 16 * 8, Lane() / 8 % 2);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         uint32_t keys[4];
-        LoadMatrices(keys, KeyTile() + Layout::Offset(16 * n + row, 2 * k + Lane() / 8 % 2));
+        LoadMatrices(keys, Layout::Later(first, 2 * k) + 16 * n * Layout::kRowBytes);
         Mma<T>(scores[2 * n], q_[k], keys[0], keys[1]);
         Mma<T>(scores[2 * n + 1], q_[k], keys[2], keys[3]);
       }
-    }
-  }
-
-  // Products -> scores in the log2 domain, relative to the bias of the row's reference key.
-  __device__ void AddAlibi(int key_begin, float (&scores)[8][4]) const {
-    const bool alibi = sequence_.slopes != nullptr;
-    const bool two_sided = sequence_.causal == 0;
-    float left[2];
-    float right[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      left[i] = static_cast<float>(rows_[i].left - key_begin - 2 * (Lane() % 4));
-      right[i] = static_cast<float>(rows_[i].right - key_begin - 2 * (Lane() % 4));
-    }
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const auto column = static_cast<float>(8 * n + i % 2);
-        float& score = scores[n][i];
-        if (!alibi) {
-          score *= scale_;
-        } else {
-          float distance = left[i / 2] - column;
-          if (two_sided) distance = fmaxf(distance, column - right[i / 2]);
-          score = fmaf(scale_, score, -rows_[i / 2].slope_log2 * distance);
-        }
-      }
-    }
-  }
-
-  // As AddAlibi, relative to the largest product with a tile's centre that the row has met.
-  __device__ void AddLowRankBias(int key_begin, const float (&bias)[8][4],
-                                 const double (&centre_product)[2], float (&scores)[8][4]) {
-    float constant[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      Row& row = rows_[i];
-      constant[i] = 0;
-      // A tile that the row does not see must not move its reference.
-      if (row.keys.empty() || row.keys.first >= key_begin + kTileRows ||
-          row.keys.last < key_begin) {
-        continue;
-      }
-      const double difference = (centre_product[i] - row.frame) * static_cast<double>(kLog2E);
-      if (difference <= 0) {
-        constant[i] = static_cast<float>(difference);
-      } else {
-        row.max -= static_cast<float>(difference);
-        row.frame = centre_product[i];
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        scores[n][i] = fmaf(scale_, scores[n][i], fmaf(kLog2E, bias[n][i], constant[i / 2]));
-      }
-    }
-  }
-
-  __device__ void Mask(int key_begin, float (&scores)[8][4]) const {
-    int first[2];
-    int last[2];
-    bool partial = false;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      first[i] = rows_[i].keys.first - key_begin - 2 * (Lane() % 4);
-      last[i] = rows_[i].keys.last - key_begin - 2 * (Lane() % 4);
-      partial = partial || rows_[i].keys.first > key_begin ||
-                rows_[i].keys.last < key_begin + kTileRows - 1;
-    }
-    if (!__any_sync(0xffffffffu, partial)) return;
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = 8 * n + i % 2;
-        if (column < first[i / 2] || column > last[i / 2]) scores[n][i] = -INFINITY;
-      }
-    }
-  }
-
-  // Scores -> probabilities relative to the new row maxima, as A fragments.
-  __device__ void OnlineSoftmax(float (&scores)[8][4], float (&rescale)[2], uint32_t (&p)[4][4]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      Row& row = rows_[i];
-      float max = row.max;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        max = fmaxf(max, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
-      }
-      max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
-      // A row that has seen no key yet has no maximum to be relative to.
-      const float reference = max == -INFINITY ? 0.0f : max;
-      rescale[i] = Exp2(row.max - reference);
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const float first = Exp2(scores[n][2 * i] - reference);
-        const float second = Exp2(scores[n][2 * i + 1] - reference);
-        sum += first + second;
-        p[n / 2][n % 2 * 2 + i] = PackPair<T>(first, second);
-      }
-      row.sum = fmaf(row.sum, rescale[i], sum);
-      row.max = max;
     }
   }
 
@@ -411,6 +296,7 @@ class ItemRun {
   // does not grow with the number of keys.
   __device__ void MultiplyProbabilitiesAndValues(const uint32_t (&p)[4][4],
                                                  const float (&rescale)[2]) {
+    const uint32_t first = ValueTile() + Layout::Offset(Lane() % 16, Lane() / 16);
 #pragma unroll
     for (int begin = 0; begin < kHeadDim / 8; begin += 4) {
       float product[4][4] = {};
@@ -419,8 +305,8 @@ class ItemRun {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           uint32_t values[4];
-          LoadMatricesTransposed(values, ValueTile() + Layout::Offset(16 * k + Lane() % 16,
-                                                                      begin + 2 * n + Lane() / 16));
+          LoadMatricesTransposed(values,
+                                 Layout::Later(first, begin + 2 * n) + 16 * k * Layout::kRowBytes);
           Mma<T>(product[2 * n], p[k], values[0], values[1]);
           Mma<T>(product[2 * n + 1], p[k], values[2], values[3]);
         }
@@ -447,117 +333,54 @@ class ItemRun {
     const float sums[2] = {SumOfQuad(rows_[0].sum), SumOfQuad(rows_[1].sum)};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Row& row = rows_[i];
+      const RowState& row = rows_[i];
       const float sum = sums[i];
-      if (!row.exists) continue;
-      // Not a product with 0: NaN in values that the row does not see may have got here.
+      int q_row;
+      int head;
+      if (!Locate(TileRow(i), &q_row, &head)) continue;
       const bool empty = sum == 0;
       const float factor = 1.0f / sum;
       const double log2_sum = static_cast<double>(row.max) + static_cast<double>(log2f(sum));
-      const int64_t out_row = int64_t{row.row} * sequence_.num_q_heads + row.head;
+      const int64_t out_row = int64_t{q_row} * sequence_.num_q_heads + head;
       if (sequence_.num_splits > 1) {
-        StorePartial(i, out_row, empty, factor, log2_sum);
+        const int64_t partial_row =
+            sequence_.partial_begin + out_row * sequence_.num_splits + item_.split;
+        double lse = log2_sum;
+        if constexpr (kLowRank) lse += row.frame * kExactLog2E;
+        StorePartial<kHeadDim, kLowRank>(params_, partial_row, lse, empty, factor, i, o_);
         continue;
       }
-      StoreOutput(i, out_row, empty, factor);
+      StoreOutput<T, kHeadDim>(sequence_, out_row, empty, factor, i, o_);
       if (sequence_.lse == nullptr || Lane() % 4 != 0) continue;
       double reference = 0;
       if constexpr (kLowRank) {
         reference = row.frame;
-      } else if (row.slope != 0) {
-        reference = ReferenceBias(sequence_, row.keys, row.row, row.slope);
+      } else if (has_alibi_ && !empty) {
+        reference = ReferenceBias(sequence_, row.keys, q_row, sequence_.slopes[head]);
       }
       sequence_.lse[out_row] = empty ? -INFINITY : static_cast<float>(kLn2 * log2_sum + reference);
     }
   }
 
-  __device__ void StoreOutput(int i, int64_t out_row, bool empty, float factor) const {
-    const int head_dim = sequence_.head_dim;
-    auto* to = static_cast<unsigned char*>(sequence_.o) + out_row * head_dim * 2;
-    const bool pairs = head_dim % 2 == 0 && IsAligned(sequence_.o, 4);
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      const int column = 8 * n + 2 * (Lane() % 4);
-      const uint32_t pair =
-          empty ? 0 : PackPair<T>(o_[n][2 * i] * factor, o_[n][2 * i + 1] * factor);
-      unsigned char* at = to + 2 * column;
-      if (pairs) {
-        if (column < head_dim) *reinterpret_cast<uint32_t*>(at) = pair;
-      } else {
-        if (column < head_dim) StoreUnaligned16(at, pair);
-        if (column + 1 < head_dim) StoreUnaligned16(at + 2, pair >> 16);
-      }
-    }
-  }
-
-  __device__ void StorePartial(int i, int64_t out_row, bool empty, float factor,
-                               double log2_sum) const {
-    const int64_t partial_row =
-        sequence_.partial_begin + out_row * sequence_.num_splits + item_.split;
-    float lse = empty ? -INFINITY : static_cast<float>(log2_sum);
-    uint32_t low_word = 0;
-    if constexpr (kLowRank) {
-      if (!empty) {
-        const double absolute = rows_[i].frame / kLn2 + log2_sum;
-        lse = static_cast<float>(absolute);
-        low_word = __float_as_uint(static_cast<float>(absolute - static_cast<double>(lse)));
-      }
-    }
-    auto* to = reinterpret_cast<float2*>(params_.partial_o + partial_row * kHeadDim);
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      const int column = 8 * n + 2 * (Lane() % 4);
-      float2 pair =
-          empty ? make_float2(0, 0) : make_float2(o_[n][2 * i] * factor, o_[n][2 * i + 1] * factor);
-      if (kLowRank && n < 4) {
-        pair.x = WithLastBit(pair.x, low_word >> column);
-        pair.y = WithLastBit(pair.y, low_word >> (column + 1));
-      }
-      to[column / 2] = pair;
-    }
-    if (Lane() % 4 == 0) params_.partial_lse[partial_row] = lse;
-  }
-
-  // A query row of one head, and its running results. Logs are of base 2.
-  struct Row {
-    KeyRange keys;  // admitted
-    int row;
-    int head;
-    bool exists;
-    float max;    // of the scores so far
-    float sum;    // of this lane's probabilities
-    float slope;  // natural log
-    float slope_log2;
-    // ALiBi: |position - key| less that of the reference key is max(left - key, key - right).
-    int64_t left;
-    int64_t right;
-    float q_norm;       // |scale q|
-    float log2_budget;  // what may be skipped
-    // Low rank: the bias, natural log, that scores are relative to.
-    double frame;
-    int64_t phi_q_begin;
-  };
-
   const AttentionParams& params_;
   const WorkItem item_;
   const SequenceParams& sequence_;
   const int kv_head_;
+  const bool has_alibi_;
+  const bool two_sided_;
   const uint32_t tiles_;
   FactorSlice* const factors_;
   int stage_ = 0;
   float scale_;  // softmax_scale * log2(e)
-  Row rows_[2];
+  RowState rows_[2];
   uint32_t q_[kSteps][4];
   float o_[kHeadDim / 8][4];
 };
 
-// What a low-rank bias needs of shared memory; nothing else does.
-struct NoFactors {};
-
 template <typename T, int kHeadDim, bool kLowRank>
 __global__ void __launch_bounds__(kThreads, kHeadDim == 128 ? 2 : 3)
     AttentionKernel(const __grid_constant__ AttentionParams params) {
-  extern __shared__ __align__(128) char tiles[];
+  extern __shared__ __align__(256) char tiles[];
   // In turn, so that one barrier an item is enough.
   __shared__ int next_items[2];
   FactorSlice* factors = nullptr;

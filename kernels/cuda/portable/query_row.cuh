@@ -13,7 +13,8 @@
 
 namespace flashbias::cuda::portable {
 
-inline constexpr float kLog2E = 1.44269504088896341f;
+inline constexpr double kExactLog2E = 1.442695040888963407;
+inline constexpr float kLog2E = static_cast<float>(kExactLog2E);
 inline constexpr double kLn2 = 0.693147180559945309;
 
 // Key rows first .. last, both included; empty where first > last.
@@ -21,6 +22,10 @@ struct KeyRange {
   int first;
   int last;
   __device__ bool empty() const { return first > last; }
+  // Whether any of begin .. end - 1 is among them.
+  __device__ bool Meets(int begin, int end) const {
+    return !empty() && first < end && last >= begin;
+  }
 };
 
 // The keys that any of the query rows first_row .. last_row may see. Both ends grow with the row.
@@ -35,18 +40,15 @@ __device__ inline KeyRange AdmittedKeys(const SequenceParams& sequence, int firs
 __device__ inline float ToFinite(float value) { return fminf(fmaxf(value, -FLT_MAX), FLT_MAX); }
 
 // Of a row that admits keys: the nearest one, or for a negative slope the farthest.
-__device__ inline int ReferenceKey(const KeyRange& keys, int64_t position, float slope) {
-  if (slope >= 0) {
-    if (position < keys.first) return keys.first;
-    return position > keys.last ? keys.last : static_cast<int>(position);
-  }
-  return llabs(position - keys.first) >= llabs(position - keys.last) ? keys.first : keys.last;
+__device__ inline int ReferenceKey(const KeyRange& keys, int position, float slope) {
+  if (slope >= 0) return min(max(position, keys.first), keys.last);
+  return abs(position - keys.first) >= abs(position - keys.last) ? keys.first : keys.last;
 }
 
 // The bias of the reference key, natural log.
 __device__ inline double ReferenceBias(const SequenceParams& sequence, const KeyRange& keys,
                                        int row, float slope) {
-  const int reference = ReferenceKey(keys, int64_t{row} + sequence.diagonal, slope);
+  const int reference = ReferenceKey(keys, row + sequence.diagonal, slope);
   const int64_t distance = llabs(row + sequence.exact_diagonal - reference);
   return -static_cast<double>(slope) * static_cast<double>(distance);
 }
