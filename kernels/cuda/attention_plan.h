@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
@@ -32,9 +33,14 @@ enum class KernelFamily : uint8_t {
 };
 
 struct PlanOptions {
-  enum class Choice : uint8_t { kFastest, kHopper, kPortable };
   // kHopper is a wish: what that kernel cannot do is planned for the portable one.
-  Choice family = Choice::kFastest;
+  enum class Family : uint8_t { kFastest, kHopper, kPortable };
+  // kWhenItPays: only where the pass over the keys costs less than what skipping is expected to
+  // save. Both keep eps's promise.
+  enum class Skipping : uint8_t { kWhenItPays, kWhereverPossible };
+
+  Family family = Family::kFastest;
+  Skipping skipping = Skipping::kWhenItPays;
 };
 
 class AttentionPlan {
@@ -55,44 +61,92 @@ class AttentionPlan {
                                               const DeviceTraits& device,
                                               const PlanOptions& options = {});
 
-  size_t staging_bytes() const { return staging_bytes_; }
-  size_t workspace_bytes() const { return workspace_bytes_; }
+  size_t staging_bytes() const { return layout_.end_of_upload; }
+  size_t workspace_bytes() const { return layout_.end; }
 
-  // Writes staging_bytes() that UploadPlan copies to the start of `workspace`.
-  void Bind(void* staging, void* workspace);
+  // Writes the staging_bytes() that UploadPlan copies to the start of `workspace`, which must be
+  // aligned to 256 bytes. INTERNAL: the driver refused to encode a tensor map.
+  absl::Status Bind(void* staging, void* workspace);
 
-  // Where the device adds up tile counts: [number of problems], in the bound workspace. UploadPlan
+  // Where the device adds up tile counts, in the bound workspace: [number of problems]. UploadPlan
   // sets them to zero.
   TileCounts* tile_counts() const { return params_.tile_counts; }
 
   KernelFamily family() const { return family_; }
   const Group& group() const { return group_; }
+  absl::Span<const WorkItem> items() const { return items_; }
+  // Sequences in the order of the problems; the pointers are not yet bound.
+  absl::Span<const SequenceParams> sequences() const { return sequences_; }
 
-  // For attention_launch.cc.
+  // For attention_launch.cc; complete after Bind.
   const AttentionParams& params() const { return params_; }
   const KeyNormParams& key_norm_params() const { return key_norm_params_; }
   const PackParams& pack_params() const { return pack_params_; }
   bool has_splits() const { return has_splits_; }
-  void* workspace() const { return workspace_; }
-  const void* staging() const { return staging_; }
   const DeviceTraits& device() const { return device_; }
+  const void* staging() const { return staging_; }
+  void* workspace() const { return workspace_; }
 
  private:
+  // Arrays in the workspace, as offsets from its start; those before `end_of_upload` are uploaded.
+  struct Layout {
+    size_t next_item = 0;
+    size_t done_blocks = 0;
+    size_t tile_counts = 0;
+    size_t sequences = 0;
+    size_t tensor_maps = 0;
+    size_t items = 0;
+    size_t slopes = 0;
+    size_t key_norm_jobs = 0;
+    size_t pack_jobs = 0;
+    size_t end_of_upload = 0;
+    size_t key_norms = 0;
+    size_t packed = 0;
+    size_t partial_o = 0;
+    size_t partial_lse = 0;
+    size_t end = 0;
+  };
+
+  static constexpr int64_t kNone = -1;
+
+  // What Bind must still turn into pointers, for one sequence. Offsets within their arrays.
+  struct Unbound {
+    int64_t slopes = kNone;     // floats
+    int64_t key_norms = kNone;  // floats
+    int64_t packed_q = kNone;   // bytes
+    int64_t packed_k = kNone;
+    int64_t packed_v = kNone;
+  };
+
+  void AddProblem(const AttentionProblem& problem, int index, const PlanOptions& options);
+  void AddPacking(const AttentionProblem& problem, size_t first_sequence);
+  void ChooseFamily(absl::Span<const AttentionProblem> problems, const PlanOptions& options);
+  void ChooseSplits();
+  void MakeItems(absl::Span<const AttentionProblem> problems);
+  void MakeLayout();
+  int QueryTileRows() const;
+  int KeyTileKeys() const;
+
   Group group_{};
   KernelFamily family_ = KernelFamily::kPortable;
   DeviceTraits device_;
   bool has_splits_ = false;
+  int num_problems_ = 0;
 
-  // Host images of the arrays that are uploaded. Pointers into the workspace are offsets until Bind.
   std::vector<SequenceParams> sequences_;
+  std::vector<Unbound> unbound_;  // [sequences]
   std::vector<WorkItem> items_;
   std::vector<float> slopes_;
   std::vector<KeyNormJob> key_norm_jobs_;
+  std::vector<int> key_norm_sequences_;  // [key_norm_jobs]
   std::vector<PackJob> pack_jobs_;
-  int num_problems_ = 0;
+  std::vector<int64_t> pack_offsets_;  // [pack_jobs], bytes
+  int64_t key_norm_floats_ = 0;
+  int32_t key_norm_blocks_ = 0;
+  int64_t packed_bytes_ = 0;
+  int64_t partial_rows_ = 0;
 
-  size_t staging_bytes_ = 0;
-  size_t workspace_bytes_ = 0;
+  Layout layout_;
   void* staging_ = nullptr;
   void* workspace_ = nullptr;
   AttentionParams params_{};

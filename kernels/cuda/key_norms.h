@@ -13,8 +13,9 @@ namespace flashbias::cuda {
 
 // The keys of one sequence. Device pointers.
 struct KeyNormJob {
-  const void* k;        // [kv_len, num_kv_heads, head_dim], heads head_stride elements apart, 16-byte aligned
-  float* key_norms;     // out: [2, num_kv_heads, norm_tiles], see SequenceParams::key_norms
+  const void*
+      k;  // [kv_len, num_kv_heads, head_dim], heads head_stride elements apart, 16-byte aligned
+  float* key_norms;       // out: [2, num_kv_heads, norm_tiles], see SequenceParams::key_norms
   unsigned* done_blocks;  // zero before and after every launch
   int32_t kv_len;
   int32_t num_kv_heads;
@@ -27,7 +28,7 @@ struct KeyNormJob {
 struct KeyNormParams {
   const KeyNormJob* jobs;  // [num_jobs], device
   int32_t num_jobs;
-  int32_t num_blocks;      // one per norm tile of every job
+  int32_t num_blocks;  // one per norm tile of every job
 };
 
 // Asynchronous; does nothing where there are no jobs.

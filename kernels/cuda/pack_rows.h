@@ -17,7 +17,7 @@ struct PackJob {
   void* to;             // [num_vectors, padded_dim], 16-byte aligned; the padding becomes zero
   int64_t num_vectors;  // rows * heads
   int32_t head_dim;
-  int32_t padded_dim;   // head_dim rounded up to a multiple of 8
+  int32_t padded_dim;  // head_dim rounded up to a multiple of 8
 };
 
 struct PackParams {

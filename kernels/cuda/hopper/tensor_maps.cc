@@ -1,0 +1,65 @@
+#include "kernels/cuda/hopper/tensor_maps.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace flashbias::cuda::hopper {
+namespace {
+
+using EncodeFunction = decltype(&cuTensorMapEncodeTiled);
+
+// The driver is not linked: the same binary runs where there is none.
+EncodeFunction FindEncode() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                             12000, cudaEnableDefault, &result);
+  if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<EncodeFunction>(function);
+}
+
+}  // namespace
+
+absl::Status EncodeTensorMaps(const SequenceParams& sequence, DType dtype, int padded_head_dim,
+                              SequenceTensorMaps* maps) {
+  static const EncodeFunction encode_tiled = FindEncode();
+  if (encode_tiled == nullptr) {
+    return absl::InternalError("the CUDA driver offers no cuTensorMapEncodeTiled");
+  }
+  absl::Status status;
+  const auto encode = [&](const void* base, int rows, int heads, int head_stride, int box_rows,
+                          CUtensorMap* map) {
+    if (rows == 0 || !status.ok()) return;
+    const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(sequence.head_dim),
+                                 static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head_stride) * 2,
+                                   static_cast<cuuint64_t>(head_stride) * 2 * heads};
+    const cuuint32_t box[3] = {static_cast<cuuint32_t>(std::min(64, padded_head_dim)), 1,
+                               static_cast<cuuint32_t>(box_rows)};
+    const cuuint32_t element_strides[3] = {1, 1, 1};
+    const CUresult result =
+        encode_tiled(map,
+                     dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                     3, const_cast<void*>(base), sizes, strides, box, element_strides,
+                     CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     padded_head_dim == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS) {
+      status = absl::InternalError(absl::StrCat("cuTensorMapEncodeTiled failed with ",
+                                                static_cast<int>(result), " for ", rows, " rows, ",
+                                                heads, " heads of ", head_stride, " elements"));
+    }
+  };
+  encode(sequence.q, sequence.q_len, sequence.num_q_heads, sequence.q_head_stride, 64, &maps->q);
+  encode(sequence.k, sequence.kv_len, sequence.num_kv_heads, sequence.kv_head_stride, kKeyTileKeys,
+         &maps->k);
+  encode(sequence.v, sequence.kv_len, sequence.num_kv_heads, sequence.kv_head_stride, kKeyTileKeys,
+         &maps->v);
+  return status;
+}
+
+}  // namespace flashbias::cuda::hopper
