@@ -220,8 +220,8 @@ absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
     on_device.push_back(*uploaded);
   }
 
-  absl::StatusOr<cuda::AttentionPlan> plan =
-      cuda::AttentionPlan::Create(on_device, device_, {.family = options_.family});
+  absl::StatusOr<cuda::AttentionPlan> plan = cuda::AttentionPlan::Create(
+      on_device, device_, {.family = options_.family, .skipping = options_.skipping});
   if (!plan.ok()) return plan.status();
   ++(plan->family() == cuda::KernelFamily::kHopper ? hopper_plans_ : portable_plans_);
   DeviceMemory workspace;
@@ -230,7 +230,7 @@ absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
   FLASHBIAS_CUDA(cudaMallocHost(&pinned, std::max<size_t>(plan->staging_bytes(), 1)));
   const PinnedMemory staging(static_cast<char*>(pinned));
   FLASHBIAS_CUDA(cudaMemsetAsync(workspace.get(), 0xff, plan->workspace_bytes(), stream));
-  plan->Bind(staging.get(), workspace.get());
+  FLASHBIAS_RETURN_IF_ERROR(plan->Bind(staging.get(), workspace.get()));
   FLASHBIAS_CUDA(cuda::UploadPlan(*plan, stream));
 
   unsigned long long launched = 0;

@@ -24,7 +24,9 @@
 namespace flashbias::support {
 
 struct CudaBackendOptions {
-  cuda::PlanOptions::Choice family = cuda::PlanOptions::Choice::kFastest;
+  cuda::PlanOptions::Family family = cuda::PlanOptions::Family::kFastest;
+  // Everything that may be skipped, or small cases would never try it.
+  cuda::PlanOptions::Skipping skipping = cuda::PlanOptions::Skipping::kWhereverPossible;
   // How often each uploaded plan is launched; all launches must give the same bits.
   int launches = 1;
 };

@@ -12,16 +12,16 @@
 namespace flashbias::support {
 namespace {
 
-using Choice = cuda::PlanOptions::Choice;
+using Family = cuda::PlanOptions::Family;
 
 constexpr std::string_view kFlag = "--family=";
 
-Choice chosen = Choice::kFastest;
+Family chosen = Family::kFastest;
 
 bool Choose(std::string_view name) {
-  if (name == "fastest") chosen = Choice::kFastest;
-  if (name == "hopper") chosen = Choice::kHopper;
-  if (name == "portable") chosen = Choice::kPortable;
+  if (name == "fastest") chosen = Family::kFastest;
+  if (name == "hopper") chosen = Family::kHopper;
+  if (name == "portable") chosen = Family::kPortable;
   return name == "fastest" || name == "hopper" || name == "portable";
 }
 
@@ -43,7 +43,7 @@ int Main(int argc, char** argv) {
     return kSkipped;
   }
   cuda::DeviceTraits device;
-  if (chosen == Choice::kHopper && cuda::ReadDeviceTraits(0, &device) == cudaSuccess &&
+  if (chosen == Family::kHopper && cuda::ReadDeviceTraits(0, &device) == cudaSuccess &&
       device.compute_capability != 90) {
     std::cout << "device of compute capability " << device.compute_capability
               << ", not 90: skipped\n";
@@ -54,7 +54,7 @@ int Main(int argc, char** argv) {
 
 }  // namespace
 
-cuda::PlanOptions::Choice ChosenFamily() { return chosen; }
+cuda::PlanOptions::Family ChosenFamily() { return chosen; }
 
 }  // namespace flashbias::support
 

@@ -13,7 +13,7 @@ namespace flashbias::support {
 
 inline constexpr int kSkipped = 77;  // SKIP_RETURN_CODE in tests/CMakeLists.txt
 
-cuda::PlanOptions::Choice ChosenFamily();
+cuda::PlanOptions::Family ChosenFamily();
 
 }  // namespace flashbias::support
 
