@@ -32,9 +32,12 @@ support::OwnedProblem Served(support::OwnedProblem owned) {
 
 ::testing::AssertionResult MatchesOracle(const support::OwnedProblem& owned, double slack,
                                          int64_t budget) {
-  return support::MatchesReference(owned, slack, budget, LseAllowance(owned.problem().dtype));
+  return support::MatchesReference(
+      owned, slack, budget, support::AllowanceOf(BackendUnderTest().info(), owned.problem().dtype));
 }
 
-double LseAllowance(DType dtype) { return support::LseAllowance(BackendUnderTest().info(), dtype); }
+double LseAllowance(DType dtype) {
+  return support::AllowanceOf(BackendUnderTest().info(), dtype).lse;
+}
 
 }  // namespace flashbias

@@ -274,7 +274,9 @@ TEST(SkipStats, TilesThatTheMaskExcludesAreNotCounted) {
   c.mask = {.causal = true, .left_window = 64};
   OwnedProblem window = Materialise(Served(c));
   const auto tiles = [](OwnedProblem& owned) {
-    return support::RunAndWait(BackendUnderTest(), owned)->tiles_computed;
+    const absl::StatusOr<ProblemStats> stats = support::RunAndWait(BackendUnderTest(), owned);
+    EXPECT_TRUE(stats.ok()) << stats.status();
+    return stats.value_or(ProblemStats{}).tiles_computed;
   };
   const int64_t all = tiles(full);
   const int64_t half = tiles(causal);
