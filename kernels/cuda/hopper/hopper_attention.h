@@ -15,7 +15,7 @@
 namespace flashbias::cuda::hopper {
 
 // Tensor maps of one sequence: [head_dim, heads, rows]; rows past its end read as zero.
-struct alignas(64) SequenceTensorMaps {
+struct SequenceTensorMaps {
   CUtensorMap q;
   CUtensorMap k;
   CUtensorMap v;
@@ -26,7 +26,9 @@ inline constexpr int kKeyTileKeys = 128;
 inline constexpr float kMaxSlopeOverScale = 16384.0f;
 
 // Query rows of one work item.
-constexpr int QueryTileRows(int padded_head_dim) { return padded_head_dim == 32 ? 256 : 192; }
+constexpr int QueryTileRows(int padded_head_dim) {
+  return padded_head_dim == 32 ? 256 : (padded_head_dim == 64 ? 192 : 128);
+}
 
 // Asynchronous. `padded_head_dim` is 32, 64 or 128, at least every sequence's head_dim.
 // `after_key_norms`: the launch before this one on the stream is LaunchKeyNorms; both may overlap.

@@ -1,0 +1,196 @@
+// The producer: one thread that takes work items and keeps the rings of tiles full.
+#ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_PRODUCER_CUH_
+#define FLASHBIAS_KERNELS_CUDA_HOPPER_PRODUCER_CUH_
+
+#include "kernels/cuda/hopper/layout.cuh"
+
+namespace flashbias::cuda::hopper {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+template <int kHeadDim>
+class Producer {
+ public:
+  using L = Layout<kHeadDim>;
+
+  __device__ Producer(const AttentionParams& params, char* shared)
+      : params_(params), shared_(shared), base_(SharedAddress(shared)) {}
+
+  // REQUIRES: one thread of the block.
+  __device__ void Run() {
+    unsigned item = blockIdx.x;
+    while (item < static_cast<unsigned>(params_.num_items)) {
+      const WorkItem work = params_.items[item];
+      // Asked for early: the answer takes a round trip to the L2.
+      const unsigned next = atomicAdd(&params_.next_item[0], 1u) + gridDim.x;
+      const SequenceParams& sequence = params_.sequences[work.sequence];
+      const auto* maps =
+          static_cast<const SequenceTensorMaps*>(params_.tensor_maps) + work.sequence;
+      if (work.sequence != mapped_sequence_) {
+        AcquireTensorMap(&maps->q);
+        AcquireTensorMap(&maps->k);
+        AcquireTensorMap(&maps->v);
+        mapped_sequence_ = work.sequence;
+      }
+      MbarrierWait(L::QueryEmpty(base_, query_.slot), query_.parity ^ 1);
+      ItemInfo* info = L::Info(shared_, query_.slot);
+      const KeySpan span = WalkedKeys(work, sequence);
+      Describe(work, sequence, span, info);
+      LoadQueries(work, *maps);
+      LoadTiles(span, work.head / (sequence.num_q_heads / sequence.num_kv_heads), *maps, info);
+      query_.Advance();
+      item = next;
+    }
+    // An empty item ends the consumers.
+    MbarrierWait(L::QueryEmpty(base_, query_.slot), query_.parity ^ 1);
+    L::Info(shared_, query_.slot)->sequence = -1;
+    MbarrierArrive(L::QueryFull(base_, query_.slot));
+    // This launch must not end before the one whose tables it may not have read.
+    WaitForPreviousLaunch();
+    ResetCounters();
+  }
+
+ private:
+  // The keys that any of the item's rows may see, and the tile nearest to its last row.
+  struct KeySpan {
+    int first_key;
+    int last_key;  // below first_key: none
+    int first_tile;
+  };
+
+  __device__ static KeySpan WalkedKeys(const WorkItem& work, const SequenceParams& s) {
+    const int last_row = min(work.q_begin + L::kQueryRows, s.q_len) - 1;
+    const int position = last_row + s.diagonal;
+    KeySpan span;
+    span.last_key = s.causal != 0 ? min(s.kv_len - 1, position) : s.kv_len - 1;
+    span.first_key = max(0, work.q_begin + s.window_diagonal);
+    span.first_tile =
+        min(max(position, span.first_key), span.last_key) / kKeyTileKeys * kKeyTileKeys;
+    return span;
+  }
+
+  __device__ void Describe(const WorkItem& work, const SequenceParams& s, const KeySpan& span,
+                           ItemInfo* info) {
+    const float slope = s.slopes != nullptr ? s.slopes[work.head] : 0.0f;
+    const int kv_head = work.head / (s.num_q_heads / s.num_kv_heads);
+    info->sequence = work.sequence;
+    info->q_begin = work.q_begin;
+    info->q_len = s.q_len;
+    info->kv_len = s.kv_len;
+    info->diagonal = s.diagonal;
+    info->window_diagonal = s.window_diagonal;
+    info->causal = s.causal;
+    info->first_tile = span.first_tile;
+    info->num_q_heads = s.num_q_heads;
+    info->head_dim = s.head_dim;
+    info->problem = s.problem;
+    info->scale_log2 = s.softmax_scale * kLog2E;
+    info->scores_per_log2 = 1.0f / info->scale_log2;
+    info->slope_log2 = slope * kLog2E;
+    info->slope_in_scores = slope / s.softmax_scale;
+    info->slope = slope;
+    info->exact_diagonal = s.exact_diagonal;
+    // 1 - exp(-slope), and what underflows there keeps everything.
+    const float budget = (s.log_eps_per_side + logf(-expm1f(-slope))) * kLog2E;
+    const bool skips = s.key_norms != nullptr && slope > 0 && isfinite(budget);
+    const float* norms = s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles;
+    info->log2_budget = budget;
+    info->norms_before = skips ? norms : nullptr;
+    info->norms_after =
+        skips ? norms + static_cast<int64_t>(s.num_kv_heads) * s.norm_tiles : nullptr;
+    info->o = static_cast<uint16_t*>(s.o) + static_cast<int64_t>(work.head) * s.head_dim;
+    info->lse = s.lse != nullptr ? s.lse + work.head : nullptr;
+    for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
+      // A consumer without rows needs nothing.
+      const bool has_rows = work.q_begin + consumer * kRowsPerConsumer < s.q_len;
+      info->left_limit[consumer] = has_rows ? -kNoLimit : kNoLimit;
+      info->right_limit[consumer] = has_rows ? kNoLimit : -kNoLimit;
+    }
+  }
+
+  __device__ void LoadQueries(const WorkItem& work, const SequenceTensorMaps& maps) {
+    const uint32_t full = L::QueryFull(base_, query_.slot);
+    MbarrierArriveExpectBytes(full, L::kConsumers * L::kQueryBytes);
+    uint32_t to = base_ + L::kQueryOffset + query_.slot * L::kConsumers * L::kQueryBytes;
+    for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
+      for (int panel = 0; panel < L::kPanels; ++panel) {
+        LoadBox(to, &maps.q, full, panel * L::kPanelColumns, work.head,
+                work.q_begin + consumer * kRowsPerConsumer);
+        to += L::kQueryPanelBytes;
+      }
+    }
+  }
+
+  // Tiles from the first one leftwards, then those to the right of it, while anyone needs them.
+  __device__ void LoadTiles(const KeySpan& span, int kv_head, const SequenceTensorMaps& maps,
+                            const ItemInfo* info) {
+    if (span.first_key <= span.last_key) {
+      for (int tile = span.first_tile; tile + kKeyTileKeys > span.first_key; tile -= kKeyTileKeys) {
+        if (!LeftIsNeeded(tile, info)) break;
+        LoadTile(tile, kv_head, maps);
+      }
+      for (int tile = span.first_tile + kKeyTileKeys; tile <= span.last_key; tile += kKeyTileKeys) {
+        if (!RightIsNeeded(tile, info)) break;
+        LoadTile(tile, kv_head, maps);
+      }
+    }
+    MbarrierWait(L::TileEmpty(base_, tile_.slot), tile_.parity ^ 1);
+    L::Tiles(shared_)[tile_.slot] = kEndOfItem;
+    MbarrierArrive(L::TileFull(base_, tile_.slot));
+    tile_.Advance();
+  }
+
+  // The consumers write these limits meanwhile; an old value only costs a load.
+  __device__ static bool LeftIsNeeded(int tile, const ItemInfo* info) {
+    int limit = kNoLimit;
+    for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
+      limit = min(limit, *const_cast<const volatile int*>(&info->left_limit[consumer]));
+    }
+    return tile + kKeyTileKeys - 1 > limit;
+  }
+
+  __device__ static bool RightIsNeeded(int tile, const ItemInfo* info) {
+    int limit = -kNoLimit;
+    for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
+      limit = max(limit, *const_cast<const volatile int*>(&info->right_limit[consumer]));
+    }
+    return tile < limit;
+  }
+
+  __device__ void LoadTile(int tile, int kv_head, const SequenceTensorMaps& maps) {
+    MbarrierWait(L::TileEmpty(base_, tile_.slot), tile_.parity ^ 1);
+    const uint32_t full = L::TileFull(base_, tile_.slot);
+    L::Tiles(shared_)[tile_.slot] = tile;
+    MbarrierArriveExpectBytes(full, 2 * L::kTileBytes);
+    const uint32_t offset = base_ + tile_.slot * L::kTileBytes;
+    for (int panel = 0; panel < L::kPanels; ++panel) {
+      LoadBox(offset + L::kKeyOffset + panel * L::kKeyPanelBytes, &maps.k, full,
+              panel * L::kPanelColumns, kv_head, tile);
+    }
+    for (int panel = 0; panel < L::kPanels; ++panel) {
+      LoadBox(offset + L::kValueOffset + panel * L::kKeyPanelBytes, &maps.v, full,
+              panel * L::kPanelColumns, kv_head, tile);
+    }
+    tile_.Advance();
+  }
+
+  // The last block to leave makes the counters ready for the next launch.
+  __device__ void ResetCounters() {
+    __threadfence();
+    if (atomicAdd(&params_.next_item[1], 1u) == gridDim.x - 1) {
+      params_.next_item[0] = 0;
+      params_.next_item[1] = 0;
+    }
+  }
+
+  const AttentionParams& params_;
+  char* const shared_;
+  const uint32_t base_;
+  RingPosition<L::kQueryBuffers> query_;
+  RingPosition<L::kStages> tile_;
+  int mapped_sequence_ = -1;
+};
+
+}  // namespace flashbias::cuda::hopper
+
+#endif  // FLASHBIAS_KERNELS_CUDA_HOPPER_PRODUCER_CUH_

@@ -1,0 +1,56 @@
+// What one query row of one head needs to know: which keys it may see, and its ALiBi bias relative
+// to the admitted key with the largest one.
+//
+// Relative biases are small where softmax mass is, so fp32 scores lose nothing to large positions;
+// the reference's own bias enters lse alone, in double.
+#ifndef FLASHBIAS_KERNELS_CUDA_PORTABLE_QUERY_ROW_CUH_
+#define FLASHBIAS_KERNELS_CUDA_PORTABLE_QUERY_ROW_CUH_
+
+#include <cfloat>
+#include <cstdint>
+
+#include "kernels/cuda/attention_params.h"
+
+namespace flashbias::cuda::portable {
+
+inline constexpr float kLog2E = 1.44269504088896341f;
+inline constexpr double kLn2 = 0.693147180559945309;
+
+// Key rows first .. last, both included; empty where first > last.
+struct KeyRange {
+  int first;
+  int last;
+  __device__ bool empty() const { return first > last; }
+};
+
+// The keys that any of the query rows first_row .. last_row may see. Both ends grow with the row.
+__device__ inline KeyRange AdmittedKeys(const SequenceParams& sequence, int first_row,
+                                        int last_row) {
+  int last = sequence.kv_len - 1;
+  if (sequence.causal != 0) last = min(last, last_row + sequence.diagonal);
+  return {max(0, first_row + sequence.window_diagonal), last};
+}
+
+// What a float cannot hold becomes the largest one: infinity times a distance of 0 would be NaN.
+__device__ inline float ToFinite(float value) { return fminf(fmaxf(value, -FLT_MAX), FLT_MAX); }
+
+// Of a row that admits keys: the nearest one, or for a negative slope the farthest.
+__device__ inline int ReferenceKey(const KeyRange& keys, int64_t position, float slope) {
+  if (slope >= 0) {
+    if (position < keys.first) return keys.first;
+    return position > keys.last ? keys.last : static_cast<int>(position);
+  }
+  return llabs(position - keys.first) >= llabs(position - keys.last) ? keys.first : keys.last;
+}
+
+// The bias of the reference key, natural log.
+__device__ inline double ReferenceBias(const SequenceParams& sequence, const KeyRange& keys,
+                                       int row, float slope) {
+  const int reference = ReferenceKey(keys, int64_t{row} + sequence.diagonal, slope);
+  const int64_t distance = llabs(row + sequence.exact_diagonal - reference);
+  return -static_cast<double>(slope) * static_cast<double>(distance);
+}
+
+}  // namespace flashbias::cuda::portable
+
+#endif  // FLASHBIAS_KERNELS_CUDA_PORTABLE_QUERY_ROW_CUH_
