@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the CUDA test programs beside this script; one line for each, logs in logs/.
 #
-#   run.sh [--family hopper|portable] [--logs FOLDER] [PROGRAM...]     default: both, all programs
+#   run.sh [--family hopper|portable|fastest] [--logs FOLDER] [PROGRAM...]     default: as CTest does
 #   run.sh --sanitizer memcheck|racecheck|synccheck|initcheck [...]    a small sweep of each under
 #                                                                      compute-sanitizer
 #   FILTER=PATTERN run.sh ...    gtest's filter, instead of everything or of the small sweep
@@ -10,7 +10,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export FLASHBIAS_VECTORS=$here/vectors
 
-families=(hopper portable)
+families=()
 sanitizer=
 logs=$here/logs
 while [[ ${1:-} == --* ]]; do
@@ -77,11 +77,17 @@ run() {
 }
 
 for program in "${programs[@]}"; do
-  for family in "${families[@]}"; do
+  chosen=("${families[@]}")
+  if [[ ${#chosen[@]} -eq 0 ]]; then
+    chosen=(hopper portable)
+    # Where a plan chooses, its batch must not.
+    if [[ $program == cuda_backend_equivalence_test ]]; then chosen+=(fastest); fi
+  fi
+  for family in "${chosen[@]}"; do
     arguments=("--family=$family")
     name=$program.$family
     if [[ $program == cuda_plan_test ]]; then  # needs no device and knows no family
-      if [[ -n $sanitizer || $family != "${families[0]}" ]]; then continue; fi
+      if [[ -n $sanitizer || $family != "${chosen[0]}" ]]; then continue; fi
       arguments=()
       name=$program
     fi
