@@ -52,6 +52,32 @@ TEST(Equivalence, ABatchNeverChangesAnAnswer) {
   }
 }
 
+// Neighbours that fill a device, or that another kernel must serve, must not change how a problem
+// is cut.
+TEST(Equivalence, ABigOrOddNeighbourNeverChangesAnAnswer) {
+  std::vector<AttentionCase> small(3);
+  small[0].sequences = {{.q_len = 1, .kv_len = 3000}};
+  small[0].num_q_heads = 8;
+  small[1].sequences = {{.q_len = 100, .kv_len = 1500}};
+  small[2].sequences = {{.q_len = 70, .kv_len = 70}};
+  AttentionCase big;
+  big.num_q_heads = big.num_kv_heads = 16;
+  big.sequences = {{.q_len = support::kSlowBuild ? 200 : 1000, .kv_len = 1000}};
+  AttentionCase odd;
+  odd.softmax_scale = -0.1f;
+  for (AttentionCase c : small) {
+    c = Served(c);
+    const std::string alone = RunAlone(BackendUnderTest(), c);
+    for (const AttentionCase& neighbour : {big, odd}) {
+      OwnedProblem owned = Materialise(c);
+      OwnedProblem other = Materialise(Served(neighbour));
+      const AttentionProblem batch[] = {owned.problem(), other.problem()};
+      ASSERT_TRUE(support::RunAndWait(BackendUnderTest(), batch).ok());
+      EXPECT_TRUE(owned.OutputBytes() == alone) << Describe(c) << " beside " << Describe(neighbour);
+    }
+  }
+}
+
 TEST(Equivalence, RunsRepeatBitByBit) {
   for (uint64_t seed = 0; seed < 8; ++seed) {
     const AttentionCase c = BigRandomCase(seed);
