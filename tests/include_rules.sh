@@ -8,6 +8,7 @@ set -euo pipefail
 # rule WHERE BUT FORBIDDEN WHY: no file whose path matches WHERE, save those that match BUT, may
 # include a header that matches FORBIDDEN. Extended regular expressions; BUT may be empty.
 wire='^(flashbias/v1/|grpc|google/protobuf|.*\.pb\.h$)'
+cuda='^(cuda|cuda_[a-z0-9_]+|device_launch_parameters|mma|cooperative_groups)\.h$|^(cuda|cub|thrust)/'
 check_tree() {
   found=0
   rule '^kernels/' '' "$wire|^(prometheus|proto|server|client|tests|spdlog|nlohmann)/" \
@@ -19,6 +20,10 @@ check_tree() {
   rule '^kernels/reference/' '' '^kernels/(cpu|cuda)/|^kernels/skip_table\.h' \
     'the reference shares no code with what it judges'
   rule '^(kernels/)' '^kernels/cpu/' '^(hwy|tbb|oneapi)/' 'SIMD and threads stay in kernels/cpu'
+  rule '^(kernels|server|client)/' '^kernels/cuda/' "$cuda" 'CUDA stays in kernels/cuda'
+  rule '^kernels/cuda/' '' '^kernels/(cpu|reference)/' 'a backend knows no other'
+  rule '^kernels/cpu/' '' '^kernels/(cuda|reference)/' 'a backend knows no other'
+  rule '' '^kernels/cuda/.*\.cuh?$' '\.cuh$' 'device code stays in .cu and .cuh files'
   rule '^server/' '' '^(kernels/[^/]*/|client/|tests/|hwy/|tbb/|oneapi/)' \
     'the server sees kernels/*.h only'
   rule '^server/' '^server/(service|codec|server|health|reflection)\.(h|cc)$' "$wire" \
@@ -97,6 +102,16 @@ self_test() {
   expect fail kernels/reference/a.cc kernels/skip_table.h
   expect fail kernels/a.cc oneapi/tbb/parallel_for.h
   expect pass kernels/cpu/a.cc oneapi/tbb/parallel_for.h
+  expect pass kernels/cuda/a.cc cuda_runtime_api.h
+  expect pass kernels/cuda/hopper/a.cuh cuda_fp16.h
+  expect fail kernels/cpu/a.cc cuda_runtime_api.h
+  expect fail kernels/a.h cuda.h
+  expect fail server/a.cc cuda_runtime.h
+  expect fail kernels/cuda/a.cc kernels/cpu/cpu_backend.h
+  expect fail kernels/cpu/a.cc kernels/cuda/attention_plan.h
+  expect pass kernels/cuda/hopper/a.cu kernels/cuda/hopper/ptx.cuh
+  expect fail kernels/cuda/a.cc kernels/cuda/hopper/ptx.cuh
+  expect fail kernels/cuda/a.h kernels/cuda/hopper/ptx.cuh
   expect pass server/batch.h kernels/attention_backend.h
   expect fail server/batch.h kernels/cpu/cpu_backend.h
   expect fail server/batch.h kernels/reference/reference_attention.h

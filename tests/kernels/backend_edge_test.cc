@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -16,7 +17,6 @@ namespace {
 
 using support::AttentionCase;
 using support::Describe;
-using support::MatchesReference;
 using support::Materialise;
 using support::OutputElement;
 using support::OwnedProblem;
@@ -40,9 +40,9 @@ TEST(BackendEdge, HeadsThatShareARowGroupUnderAWindow) {
         c.phi_k_per_head = false;
         c.num_kv_heads = 1;
         c.mask.left_window = window;
-        OwnedProblem owned = Materialise(c);
-        ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
-        EXPECT_TRUE(MatchesReference(owned)) << Describe(c);
+        OwnedProblem owned = Materialise(Served(c));
+        ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
+        EXPECT_TRUE(MatchesOracle(owned)) << Describe(c);
       }
     }
   }
@@ -58,15 +58,15 @@ TEST(BackendEdge, LowRankBiasThatHidesKeys) {
         c.bias = BiasKind::kLowRank;
         c.rank = 1;
         c.mask.causal = false;
-        OwnedProblem owned = Materialise(c);
+        OwnedProblem owned = Materialise(Served(c));
         auto* phi_q = static_cast<float*>(owned.phi_q());
         auto* phi_k = static_cast<float*>(owned.phi_k());
         std::fill_n(phi_q, owned.phi_q_elements(), 1.0f);
         for (int64_t n = 0; n < owned.phi_k_elements(); ++n) {
           phi_k[n] = n / c.num_q_heads < first_hidden ? 0.0f : hidden;
         }
-        ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
-        EXPECT_TRUE(MatchesReference(owned)) << hidden << " from " << first_hidden;
+        ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
+        EXPECT_TRUE(MatchesOracle(owned)) << hidden << " from " << first_hidden;
       }
     }
   }
@@ -90,19 +90,19 @@ TEST(BackendEdge, LowRankFactorsOfEitherSignAtLargePositions) {
       phi_k[2 * n] = 1;
       phi_k[2 * n + 1] = static_cast<float>(n / c.num_q_heads);
     }
-    ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
+    ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
     // A tile's factors span 63 positions, whose fp32 rounding shows in lse.
-    EXPECT_TRUE(MatchesReference(owned, 0x1p-23 * 63)) << "slope " << slope;
+    EXPECT_TRUE(MatchesOracle(owned, 0x1p-23 * 63)) << "slope " << slope;
   }
 }
 
 TEST(BackendEdge, NanInAFactorStaysWithItsKey) {
   AttentionCase c = FewHeads(64, 64);
   c.bias = BiasKind::kLowRank;
-  OwnedProblem owned = Materialise(c);
+  OwnedProblem owned = Materialise(Served(c));
   const int64_t width = int64_t{c.num_q_heads} * c.rank;
   static_cast<float*>(owned.phi_k())[32 * width] = std::numeric_limits<float>::quiet_NaN();
-  ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
+  ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
   for (int64_t row = 0; row < 64; ++row) {
     EXPECT_EQ(std::isnan(OutputElement(owned.problem(), row, 0, 0)), row >= 32) << row;
     EXPECT_FALSE(std::isnan(OutputElement(owned.problem(), row, 1, 0))) << row;
@@ -119,15 +119,18 @@ TEST(BackendEdge, NormsWhoseSquaresUnderflow) {
   std::fill_n(k, owned.kv_elements(), 0.0f);
   const int64_t width = int64_t{c.num_kv_heads} * c.head_dim;
   std::fill_n(k + 100 * width, width, 1e-23f);
-  ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
-  EXPECT_TRUE(MatchesReference(owned, 1e-4));
+  // fp16 cannot hold such keys.
+  if (ServedDType(c.dtype) != c.dtype) owned = owned.RoundedTo(DType::kBFloat16);
+  ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
+  EXPECT_TRUE(MatchesOracle(owned, 1e-4));
 }
 
 TEST(BackendEdge, RowsWithoutKeysAreZeroBesideInfiniteValues) {
   const AttentionCase c = FewHeads(6, 3);
   OwnedProblem owned = Materialise(c);
   static_cast<float*>(owned.v())[0] = kInfinity;
-  ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
+  owned = Served(std::move(owned));
+  ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
   for (int64_t row = 0; row < 3; ++row) {
     for (int d = 0; d < c.head_dim; ++d) {
       EXPECT_EQ(OutputElement(owned.problem(), row, 0, d), 0) << row;
@@ -140,10 +143,10 @@ TEST(BackendEdge, TheSteepestSlopes) {
   for (const bool causal : {true, false}) {
     AttentionCase c = FewHeads(50, 50);
     c.mask.causal = causal;
-    OwnedProblem owned = Materialise(c);
+    OwnedProblem owned = Materialise(Served(c));
     owned.slopes()[0] = std::numeric_limits<float>::max();
     owned.slopes()[1] = -std::numeric_limits<float>::max();
-    ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
+    ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
     for (int64_t row = 0; row < 50; ++row) {
       for (int head = 0; head < 2; ++head) {
         EXPECT_TRUE(std::isfinite(OutputElement(owned.problem(), row, head, 0))) << row;
@@ -165,11 +168,13 @@ TEST(BackendEdge, TheSkipBoundIsTight) {
     OwnedProblem owned = Materialise(c);
     std::fill_n(static_cast<float*>(owned.q()), owned.q_elements(), 0.0f);
     owned.slopes()[0] = kSlope;
+    owned = Served(std::move(owned));
+    const double rounding = 2 * LseAllowance(owned.problem().dtype);
     double largest = 0;
     std::vector<float> exact;
     for (const float eps : {0.0f, kEps}) {
       owned.mutable_problem().eps = eps;
-      ASSERT_TRUE(RunAndWait(SharedCpuBackend(), owned).ok());
+      ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
       const float* lse = owned.problem().lse;
       if (eps == 0) {
         exact.assign(lse, lse + 8000);
@@ -177,11 +182,12 @@ TEST(BackendEdge, TheSkipBoundIsTight) {
       }
       for (int64_t row = 0; row < 8000; ++row) {
         const double dropped = -std::expm1(static_cast<double>(lse[row]) - exact[row]);
-        EXPECT_LE(dropped, kEps + 2e-6) << row;
+        EXPECT_LE(dropped, kEps + 2e-6 + rounding) << row;
         largest = std::max(largest, dropped);
       }
     }
-    EXPECT_GE(largest, kEps / 2) << (causal ? "causal" : "full");
+    // A GPU's tiles are larger, and so is what the bound leaves in.
+    EXPECT_GE(largest, rounding == 0 ? kEps / 2 : kEps / 4) << (causal ? "causal" : "full");
   }
 }
 

@@ -1,4 +1,7 @@
-// The golden vectors through the backend that the factory makes.
+// The golden vectors through the backend under test.
+#include <utility>
+#include <vector>
+
 #include "gtest/gtest.h"
 #include "tests/kernels/backend_under_test.h"
 #include "tests/support/golden.h"
@@ -9,45 +12,50 @@ namespace {
 
 using support::GoldenCase;
 
-TEST(BackendGolden, EveryVector) {
-  absl::StatusOr<std::vector<GoldenCase>> cases = support::LoadGoldenCases();
-  ASSERT_TRUE(cases.ok()) << cases.status();
-  for (GoldenCase& golden : *cases) {
+class BackendGoldenTest : public ::testing::Test {
+ protected:
+  // Every vector, its inputs rounded to each type that is tested.
+  void SetUp() override {
+    for (const DType dtype : SharpestDTypes()) {
+      absl::StatusOr<std::vector<GoldenCase>> cases = support::LoadGoldenCases();
+      ASSERT_TRUE(cases.ok()) << cases.status();
+      for (GoldenCase& golden : *cases) {
+        if (dtype != DType::kFloat32) golden.owned = golden.owned.RoundedTo(dtype);
+        cases_.push_back(std::move(golden));
+      }
+    }
+    ASSERT_FALSE(cases_.empty());
+  }
+
+  // Against the vector and, where rounding stands between them, against the reference.
+  static void ExpectRight(const GoldenCase& golden) {
+    EXPECT_TRUE(support::MatchesGolden(golden));
+    EXPECT_TRUE(MatchesOracle(golden.owned)) << golden.name;
+  }
+
+  std::vector<GoldenCase> cases_;
+};
+
+TEST_F(BackendGoldenTest, EveryVector) {
+  for (GoldenCase& golden : cases_) {
     for (const float eps : {kDefaultEps, 0.0f}) {
+      SCOPED_TRACE(::testing::Message() << Name(golden.owned.problem().dtype) << " eps " << eps);
       golden.owned.mutable_problem().eps = eps;
-      ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), golden.owned).ok());
-      EXPECT_TRUE(support::MatchesGolden(golden)) << "eps " << eps;
+      ASSERT_TRUE(support::RunAndWait(BackendUnderTest(), golden.owned).ok());
+      ExpectRight(golden);
     }
   }
 }
 
-TEST(BackendGolden, AllVectorsInOneBatch) {
-  absl::StatusOr<std::vector<GoldenCase>> cases = support::LoadGoldenCases();
-  ASSERT_TRUE(cases.ok()) << cases.status();
+TEST_F(BackendGoldenTest, AllVectorsInOneBatch) {
   std::vector<AttentionProblem> batch;
-  for (const GoldenCase& golden : *cases) batch.push_back(golden.owned.problem());
-  ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), batch).ok());
-  for (const GoldenCase& golden : *cases) EXPECT_TRUE(support::MatchesGolden(golden));
-}
-
-TEST(BackendFactory, RefusesWhatItCannotMake) {
-  EXPECT_EQ(CreateBackend({.kind = "abacus"}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(CreateBackend({.kind = "cpu", .cpu_threads = -1}).status().code(),
-            absl::StatusCode::kInvalidArgument);
-}
-
-TEST(BackendFactory, InfoNamesWhatIsServed) {
-  const std::unique_ptr<AttentionBackend> backend = NewCpuBackend(1);
-  EXPECT_EQ(backend->info().name, "cpu");
-  EXPECT_FALSE(backend->info().devices.empty());
-  EXPECT_EQ(backend->info().dtypes.size(), 3u);
-  EXPECT_EQ(backend->info().max_head_dim, kMaxHeadDim);
-  EXPECT_EQ(backend->info().max_rank, kMaxRank);
-  EXPECT_GE(backend->info().max_concurrent_runs, 1);
+  for (const GoldenCase& golden : cases_) batch.push_back(golden.owned.problem());
+  ASSERT_TRUE(support::RunAndWait(BackendUnderTest(), batch).ok());
+  for (const GoldenCase& golden : cases_) ExpectRight(golden);
 }
 
 TEST(BackendRun, NoProblemsIsDoneAtOnce) {
-  EXPECT_TRUE(support::RunAndWait(SharedCpuBackend(), {}).ok());
+  EXPECT_TRUE(support::RunAndWait(BackendUnderTest(), {}).ok());
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The backend against the fp64 reference over generated cases: every output element written,
-// nothing beside it touched, relative error within 3e-4 (fp16), 3e-3 (bf16), 2e-6 (fp32).
+// The backend under test against the fp64 reference over generated cases: every output element
+// written, nothing beside it touched, relative error within 3e-4 (fp16), 3e-3 (bf16), 2e-6 (fp32).
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -341,10 +341,12 @@ Cases ScalesAndInputs() {
 class BackendOracleTest : public ::testing::TestWithParam<AttentionCase> {};
 
 TEST_P(BackendOracleTest, MatchesTheReference) {
-  OwnedProblem owned = Materialise(GetParam());
-  const absl::StatusOr<ProblemStats> stats = support::RunAndWait(SharedCpuBackend(), owned);
+  const AttentionCase c = Served(GetParam());
+  SCOPED_TRACE(c.dtype == GetParam().dtype ? "" : "in float16");
+  OwnedProblem owned = Materialise(c);
+  const absl::StatusOr<ProblemStats> stats = support::RunAndWait(BackendUnderTest(), owned);
   ASSERT_TRUE(stats.ok()) << stats.status();
-  EXPECT_TRUE(support::MatchesReference(owned));
+  EXPECT_TRUE(MatchesOracle(owned));
 }
 
 #define INSTANTIATE(group)                                                         \
@@ -374,10 +376,10 @@ TEST(BackendOracle, LargeLogits) {
     c.sequences = {{.q_len = 130, .kv_len = 300}};
     for (const float scale : {0.0f, 1.0f, 10.0f}) {
       c.softmax_scale = scale;
-      OwnedProblem owned = Materialise(c);
-      ASSERT_TRUE(support::RunAndWait(SharedCpuBackend(), owned).ok());
+      OwnedProblem owned = Materialise(Served(c));
+      ASSERT_TRUE(support::RunAndWait(BackendUnderTest(), owned).ok());
       const double largest_logit = (scale == 0 ? 0.18 : static_cast<double>(scale)) * 100;
-      EXPECT_TRUE(support::MatchesReference(owned, 0x1p-21 * largest_logit)) << Describe(c);
+      EXPECT_TRUE(MatchesOracle(owned, 0x1p-21 * largest_logit)) << Describe(c);
     }
   }
 }
@@ -386,11 +388,11 @@ TEST(BackendOracle, LargeLogits) {
 TEST(BackendOracle, RandomSweep) {
   const uint64_t count = support::kSlowBuild ? 60 : 400;
   for (uint64_t seed = 0; seed < count; ++seed) {
-    const AttentionCase c = RandomCase(seed);
+    const AttentionCase c = Served(RandomCase(seed));
     OwnedProblem owned = Materialise(c);
-    const absl::StatusOr<ProblemStats> stats = support::RunAndWait(SharedCpuBackend(), owned);
+    const absl::StatusOr<ProblemStats> stats = support::RunAndWait(BackendUnderTest(), owned);
     ASSERT_TRUE(stats.ok()) << stats.status() << " " << Describe(c);
-    EXPECT_TRUE(support::MatchesReference(owned, 0, support::kDefaultBudget / 10)) << Describe(c);
+    EXPECT_TRUE(MatchesOracle(owned, 0, support::kDefaultBudget / 10)) << Describe(c);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/alibi.h"
+#include "tests/support/compare.h"
 
 namespace flashbias::support {
 namespace {
@@ -198,6 +199,13 @@ AttentionCase RandomCase(uint64_t seed) {
   c.eps = random.Coin() ? kDefaultEps : (random.Coin() ? 0.0f : kMaxEps);
   c.want_lse = random.Below(4) != 0;
   c.byte_offset = random.Coin() ? 0 : static_cast<int>(random.Below(17));
+  return c;
+}
+
+AttentionCase BigRandomCase(uint64_t seed) {
+  AttentionCase c = RandomCase(seed);
+  const int64_t length = kSlowBuild ? 150 : 600;
+  if (seed % 4 == 0) c.sequences.push_back({.q_len = length, .kv_len = length + 100});
   return c;
 }
 

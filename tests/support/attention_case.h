@@ -76,6 +76,9 @@ std::vector<float> MakeSlopes(SlopeKind kind, int num_heads);
 // A random case of moderate size: any dtype, mask, bias, offsets, packing. Deterministic in `seed`.
 AttentionCase RandomCase(uint64_t seed);
 
+// A random case, of which every fourth has work enough for several threads.
+AttentionCase BigRandomCase(uint64_t seed);
+
 // Deterministic on every platform, unlike the standard distributions.
 class Random {
  public:

@@ -1,5 +1,6 @@
-// The golden vectors in tests/vectors: small cases of the formula, inputs fp32, results fp64,
-// computed apart from this project. They settle sign, alignment and lse conventions.
+// The golden vectors in tests/vectors, or in the folder that FLASHBIAS_VECTORS names: small cases
+// of the formula, inputs fp32, results fp64, computed apart from this project. They settle sign,
+// alignment and lse conventions.
 //
 // Thread-safety: pure functions.
 #ifndef FLASHBIAS_TESTS_SUPPORT_GOLDEN_H_
@@ -21,10 +22,12 @@ struct GoldenCase {
   std::vector<double> lse;  // [total_q, num_q_heads]
 };
 
-// Every case of tests/vectors/index.json.
+// Every case of index.json.
 absl::StatusOr<std::vector<GoldenCase>> LoadGoldenCases();
 
 // The problem's o within a relative error of 2e-6, its lse within 1e-6 (1 + |lse|), -inf for -inf.
+// Where `owned` was rounded to 16 bits, the limits grant what that does to the inputs: they settle
+// conventions, and MatchesReference on the rounded inputs is the judge of the arithmetic.
 ::testing::AssertionResult MatchesGolden(const GoldenCase& golden);
 
 }  // namespace flashbias::support

@@ -5,34 +5,15 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "tests/support/poison.h"
 
 namespace flashbias::support {
 namespace {
 
-constexpr size_t kGuardBytes = 64;
-constexpr char kGuard = '\x5a';
-
-// NaNs with the quiet bit clear: arithmetic and conversions yield quiet ones only.
-constexpr uint16_t kPoisonFloat16 = 0x7da5;
-constexpr uint16_t kPoisonBFloat16 = 0x7fa5;
-constexpr uint32_t kPoisonFloat32 = 0x7fa5a5a5;
-
-template <typename T>
-void Fill(char* data, size_t bytes, T pattern) {
-  for (size_t at = 0; at + sizeof(T) <= bytes; at += sizeof(T)) {
-    std::memcpy(data + at, &pattern, sizeof(T));
+void Round(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t elements) {
+  for (int64_t n = 0; n < elements; ++n) {
+    StoreElement(to_dtype, to, n, LoadElement(from_dtype, from, n));
   }
-}
-
-// Index of the first element that still holds the pattern, -1 when none does.
-template <typename T>
-int64_t Find(const char* data, size_t bytes, T pattern) {
-  for (size_t at = 0; at + sizeof(T) <= bytes; at += sizeof(T)) {
-    if (std::memcmp(data + at, &pattern, sizeof(T)) == 0) {
-      return static_cast<int64_t>(at / sizeof(T));
-    }
-  }
-  return -1;
 }
 
 }  // namespace
@@ -41,11 +22,8 @@ OwnedProblem::Output::Output(size_t size, int byte_offset)
     : begin_(kGuardBytes + byte_offset), size_(size), bytes_(begin_ + size + kGuardBytes, kGuard) {}
 
 bool OwnedProblem::Output::GuardsIntact() const {
-  const auto intact = [](char c) { return c == kGuard; };
-  return std::all_of(bytes_.begin(), bytes_.begin() + static_cast<std::ptrdiff_t>(begin_),
-                     intact) &&
-         std::all_of(bytes_.begin() + static_cast<std::ptrdiff_t>(begin_ + size_), bytes_.end(),
-                     intact);
+  const char* bytes = bytes_.data();
+  return IsGuard(bytes, bytes + begin_) && IsGuard(bytes + begin_ + size_, bytes + bytes_.size());
 }
 
 OwnedProblem::OwnedProblem(const AttentionProblem& shape, std::vector<Sequence> sequences,
@@ -96,38 +74,33 @@ int64_t OwnedProblem::phi_k_elements() const {
   return problem_.total_kv * problem_.low_rank.phi_k_heads * problem_.low_rank.rank;
 }
 
-void OwnedProblem::PoisonOutputs() {
-  switch (problem_.dtype) {
-    case DType::kFloat16:
-      Fill(o_.data(), o_.size(), kPoisonFloat16);
-      break;
-    case DType::kBFloat16:
-      Fill(o_.data(), o_.size(), kPoisonBFloat16);
-      break;
-    case DType::kFloat32:
-      Fill(o_.data(), o_.size(), kPoisonFloat32);
-      break;
+OwnedProblem OwnedProblem::RoundedTo(DType dtype) const {
+  AttentionProblem shape = problem_;
+  shape.dtype = dtype;
+  OwnedProblem copy(shape, sequences_, problem_.lse != nullptr, q_.offset());
+  Round(problem_.dtype, problem_.q, dtype, copy.q(), q_elements());
+  Round(problem_.dtype, problem_.k, dtype, copy.k(), kv_elements());
+  Round(problem_.dtype, problem_.v, dtype, copy.v(), kv_elements());
+  std::copy(slopes_.begin(), slopes_.end(), copy.slopes_.begin());
+  if (problem_.bias_kind == BiasKind::kLowRank) {
+    const DType factors = problem_.low_rank.dtype;
+    Round(factors, problem_.low_rank.phi_q, factors, copy.phi_q(), phi_q_elements());
+    Round(factors, problem_.low_rank.phi_k, factors, copy.phi_k(), phi_k_elements());
   }
-  Fill(lse_.data(), lse_.size(), kPoisonFloat32);
+  return copy;
+}
+
+void OwnedProblem::PoisonOutputs() {
+  FillWithPoison(problem_.dtype, o_.data(), o_.size());
+  FillWithPoison(DType::kFloat32, lse_.data(), lse_.size());
 }
 
 std::string OwnedProblem::CheckOutputs() const {
   if (!o_.GuardsIntact()) return "bytes beside o were written";
   if (!lse_.GuardsIntact()) return "bytes beside lse were written";
-  const int64_t lse_left = Find(lse_.data(), lse_.size(), kPoisonFloat32);
+  const int64_t lse_left = FindPoison(DType::kFloat32, lse_.data(), lse_.size());
   if (lse_left >= 0) return absl::StrCat("element ", lse_left, " of lse was not written");
-  int64_t o_left = -1;
-  switch (problem_.dtype) {
-    case DType::kFloat16:
-      o_left = Find(o_.data(), o_.size(), kPoisonFloat16);
-      break;
-    case DType::kBFloat16:
-      o_left = Find(o_.data(), o_.size(), kPoisonBFloat16);
-      break;
-    case DType::kFloat32:
-      o_left = Find(o_.data(), o_.size(), kPoisonFloat32);
-      break;
-  }
+  const int64_t o_left = FindPoison(problem_.dtype, o_.data(), o_.size());
   if (o_left >= 0) return absl::StrCat("element ", o_left, " of o was not written");
   return "";
 }

@@ -46,6 +46,9 @@ class OwnedProblem {
   int64_t phi_q_elements() const;
   int64_t phi_k_elements() const;
 
+  // The same problem with q, k and v rounded to `dtype`; outputs are fresh.
+  OwnedProblem RoundedTo(DType dtype) const;
+
   // Fills the outputs with poison again, so that the problem can be run once more.
   void PoisonOutputs();
 
@@ -62,6 +65,7 @@ class OwnedProblem {
     Input() = default;
     Input(size_t size, int byte_offset) : offset_(byte_offset), bytes_(size + byte_offset) {}
     void* data() { return bytes_.empty() ? nullptr : bytes_.data() + offset_; }
+    int offset() const { return offset_; }
 
    private:
     int offset_ = 0;

@@ -161,6 +161,37 @@ TEST_P(JudgeTest, AllowsWhatEpsPromisesAndNoMore) {
   EXPECT_FALSE(shift(4.0f * kMaxEps * max_v));
 }
 
+TEST_P(JudgeTest, AllowsWhatRoundedWeightsDoToLseAndNoMore) {
+  if (GetParam() == DType::kFloat32) return;  // which a GPU does not serve
+  const Allowance allowance = AllowanceOf({.name = "cuda"}, GetParam());
+  EXPECT_EQ(AllowanceOf({.name = "cpu"}, GetParam()).lse, 0);
+  EXPECT_EQ(AllowanceOf({.name = "cpu"}, GetParam()).few_elements, 0);
+  OwnedProblem owned = Solved();
+  owned.mutable_problem().lse[7] += 0.9f * static_cast<float>(allowance.lse);
+  EXPECT_TRUE(MatchesReference(owned, 0, kDefaultBudget, allowance));
+  EXPECT_FALSE(MatchesReference(owned));
+  owned.mutable_problem().lse[7] += 0.9f * static_cast<float>(allowance.lse);
+  EXPECT_FALSE(MatchesReference(owned, 0, kDefaultBudget, allowance));
+}
+
+TEST(Rounding, KeepsEverythingButTheDType) {
+  const OwnedProblem owned =
+      Materialise({.name = "rounded", .bias = BiasKind::kLowRank, .byte_offset = 3});
+  OwnedProblem rounded = owned.RoundedTo(DType::kBFloat16);
+  EXPECT_EQ(rounded.problem().dtype, DType::kBFloat16);
+  EXPECT_EQ(rounded.problem().low_rank.dtype, DType::kFloat32);
+  for (int64_t n = 0; n < owned.kv_elements(); ++n) {
+    const float exact = LoadElement(DType::kFloat32, owned.problem().v, n);
+    ASSERT_EQ(LoadElement(DType::kBFloat16, rounded.v(), n),
+              BFloat16ToFloat(FloatToBFloat16(exact)));
+  }
+  for (int64_t n = 0; n < owned.phi_k_elements(); ++n) {
+    ASSERT_EQ(LoadElement(DType::kFloat32, rounded.phi_k(), n),
+              LoadElement(DType::kFloat32, owned.problem().low_rank.phi_k, n));
+  }
+  EXPECT_THAT(rounded.CheckOutputs(), HasSubstr("not written"));
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, JudgeTest,
                          ::testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32),
                          [](const auto& param) { return std::string(Name(param.param)); });

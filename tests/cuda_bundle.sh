@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Collects the CUDA test programs and what they need into a folder that runs on another machine.
+#
+#   tests/cuda_bundle.sh OUTPUT [BUILD]   BUILD: a build folder; default: build/release
+#
+# Builds nothing. OUTPUT gets the programs (stripped), the shared libraries that they load, save
+# those of the C library, the golden vectors, and run.sh, which needs a driver and nothing else.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [[ $# -lt 1 || $# -gt 2 ]]; then
+  echo "usage: $0 OUTPUT [BUILD]" >&2
+  exit 2
+fi
+out=$1
+build=${2:-$root/build/release}
+programs=(cuda_plan_test cuda_backend_golden_test cuda_backend_edge_test cuda_backend_oracle_test
+  cuda_skip_promise_test cuda_backend_equivalence_test cuda_lengths_test)
+
+for program in "${programs[@]}"; do
+  if [[ ! -x $build/bin/$program ]]; then
+    echo "no $build/bin/$program: build the target first" >&2
+    exit 1
+  fi
+done
+mkdir -p "$out/bin" "$out/lib" "$out/vectors"
+for program in "${programs[@]}"; do
+  strip -o "$out/bin/$program" "$build/bin/$program"
+done
+# The C library must be the other machine's own, as its loader and its driver are.
+ldd "${programs[@]/#/$build/bin/}" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
+  grep -vE '/(libc|libm|libpthread|libdl|librt|libresolv|libcuda)\.so' |
+  while read -r library; do
+    strip -o "$out/lib/$(basename "$library")" "$library"
+  done
+cp "$root"/tests/vectors/* "$out/vectors/"
+install -m 755 "$root/tests/cuda_bundle_run.sh" "$out/run.sh"
+du -sh "$out" | cut -f1
