@@ -294,6 +294,34 @@ TEST(CudaPlanBind, HeadDimsThatAreMultiplesOfEightAreNotPacked) {
   }
 }
 
+// An answer must not depend on the batch it came in (attention_backend.h), so neither may anything
+// that orders its sums.
+TEST(CudaPlanBatch, OthersChangeNothingOfAProblem) {
+  AttentionCase decode = Case(1, 60000);
+  decode.num_q_heads = 8;
+  AttentionCase odd = Case(50, 50);
+  odd.softmax_scale = -0.1f;
+  const std::vector<AttentionCase> cases = {decode, Case(2, 700), Case(300, 3000), Case(9000, 9000),
+                                            odd};
+  for (const Family family : {Family::kFastest, Family::kHopper, Family::kPortable}) {
+    const absl::StatusOr<AttentionPlan> batch = Plan(cases, {.family = family});
+    ASSERT_TRUE(batch.ok()) << batch.status();
+    for (size_t n = 0; n < cases.size(); ++n) {
+      SCOPED_TRACE(::testing::Message()
+                   << Describe(cases[n]) << " family " << static_cast<int>(family));
+      const absl::StatusOr<AttentionPlan> alone = Plan({cases[n]}, {.family = family});
+      ASSERT_TRUE(alone.ok()) << alone.status();
+      EXPECT_EQ(batch->family(), alone->family());
+      const SequenceParams& in_batch = batch->sequences()[n];
+      const SequenceParams& own = alone->sequences()[0];
+      EXPECT_EQ(in_batch.num_splits, own.num_splits);
+      EXPECT_EQ(in_batch.keys_per_split, own.keys_per_split);
+      EXPECT_EQ(in_batch.heads_per_tile, own.heads_per_tile);
+      EXPECT_EQ(in_batch.log_eps_per_side, own.log_eps_per_side);
+    }
+  }
+}
+
 KernelFamily FamilyOf(const AttentionCase& c, Family family = Family::kFastest,
                       const DeviceTraits& device = kHopperDevice) {
   const absl::StatusOr<AttentionPlan> plan = Plan({c}, {.family = family}, device);
