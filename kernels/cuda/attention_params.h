@@ -31,9 +31,8 @@ struct SequenceParams {
   const float* slopes;  // [num_q_heads] fp32, natural log per row of distance; null: no ALiBi
   const void* phi_q;    // [q_len, phi_q_heads, rank], contiguous, any alignment; null: none
   const void* phi_k;    // [kv_len, phi_k_heads, rank], contiguous, any alignment; null: none
-  // Maxima of |k| over tiles of kNormTileKeys key rows, fp32, NaN as infinity. For the portable
-  // kernel [2, num_kv_heads, norm_tiles], running: first over tiles 0 .. t, then over tiles
-  // t .. last. For the Hopper kernel [num_kv_heads, norm_tiles], each tile's own.
+  // Running maxima of |k| over tiles of kNormTileKeys key rows, fp32, NaN as infinity:
+  // [2, num_kv_heads, norm_tiles], first over tiles 0 .. t, then over tiles t .. last.
   // Null: nothing may be skipped.
   const float* key_norms;
   int64_t exact_diagonal;  // query_start - key_start

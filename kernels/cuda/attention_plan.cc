@@ -94,6 +94,18 @@ bool HopperServes(const AttentionProblem& p) {
   });
 }
 
+KernelFamily ChooseFamily(const AttentionProblem& problem, const DeviceTraits& device,
+                          const PlanOptions& options) {
+  if (device.compute_capability != 90 || !HopperServes(problem)) return KernelFamily::kPortable;
+  if (options.family == PlanOptions::Family::kPortable) return KernelFamily::kPortable;
+  if (options.family == PlanOptions::Family::kHopper) return KernelFamily::kHopper;
+  // A few rows against many keys: what counts is how many thread blocks read the keys.
+  const bool few_rows =
+      std::all_of(problem.sequences.begin(), problem.sequences.end(),
+                  [](const Sequence& s) { return s.q_len <= kMaxRowsToShareTiles; });
+  return few_rows ? KernelFamily::kPortable : KernelFamily::kHopper;
+}
+
 // The keys that any row of the tile may see.
 KeyRange KeysOfTile(const SequenceParams& s, int64_t q_begin, int64_t q_end) {
   KeyRange keys{.begin = std::max<int64_t>(0, q_begin + s.window_diagonal),
@@ -104,10 +116,13 @@ KeyRange KeysOfTile(const SequenceParams& s, int64_t q_begin, int64_t q_end) {
 
 }  // namespace
 
-AttentionPlan::Group AttentionPlan::GroupOf(const AttentionProblem& problem) {
+AttentionPlan::Group AttentionPlan::GroupOf(const AttentionProblem& problem,
+                                            const DeviceTraits& device,
+                                            const PlanOptions& options) {
   return {.dtype = problem.dtype,
           .padded_head_dim = PaddedHeadDim(problem.head_dim),
-          .low_rank = problem.bias_kind == BiasKind::kLowRank};
+          .low_rank = problem.bias_kind == BiasKind::kLowRank,
+          .family = ChooseFamily(problem, device, options)};
 }
 
 absl::StatusOr<AttentionPlan> AttentionPlan::Create(absl::Span<const AttentionProblem> problems,
@@ -116,16 +131,18 @@ absl::StatusOr<AttentionPlan> AttentionPlan::Create(absl::Span<const AttentionPr
   if (problems.empty()) return absl::InvalidArgumentError("problems is empty; accepted: 1 or more");
   AttentionPlan plan;
   plan.device_ = device;
-  plan.group_ = GroupOf(problems[0]);
+  plan.group_ = GroupOf(problems[0], device, options);
   plan.num_problems_ = static_cast<int>(problems.size());
   for (const AttentionProblem& problem : problems) {
     if (problem.dtype == DType::kFloat32) {
       return absl::InvalidArgumentError(
           "dtype is float32; accepted on a GPU: float16 and bfloat16");
     }
-    if (GroupOf(problem) != plan.group_) {
+    if (GroupOf(problem, device, options) != plan.group_) {
       return absl::InvalidArgumentError(
-          "problems differ in dtype, padded head_dim or kind of bias; accepted: one of each");
+          "problems differ in dtype, padded head_dim, kind of bias or kernel family; accepted: one "
+          "of "
+          "each");
     }
     for (const Sequence& sequence : problem.sequences) {
       if (sequence.q_len > kMaxRows || sequence.kv_len > kMaxRows) {
@@ -136,8 +153,7 @@ absl::StatusOr<AttentionPlan> AttentionPlan::Create(absl::Span<const AttentionPr
     }
   }
   for (int n = 0; n < plan.num_problems_; ++n) plan.AddProblem(problems[n], n, options);
-  plan.ChooseFamily(problems, options);
-  if (plan.family_ == KernelFamily::kPortable) plan.ChooseSplits();
+  if (plan.family() == KernelFamily::kPortable) plan.ChooseSplits();
   plan.MakeItems(problems);
   plan.MakeLayout();
   return plan;
@@ -224,7 +240,9 @@ void AttentionPlan::AddProblem(const AttentionProblem& problem, int index,
       s.rank = bias.rank;
       s.phi_dtype = static_cast<int32_t>(bias.dtype);
     }
-    if (group > 1 && s.q_len <= kMaxRowsToShareTiles) {
+    // A tile of several heads has one set of factors.
+    const bool shares = family() == KernelFamily::kPortable && s.phi_k_heads <= 1;
+    if (shares && group > 1 && s.q_len <= kMaxRowsToShareTiles) {
       for (int heads = group; heads > 1; --heads) {
         if (group % heads == 0 && heads * s.q_len <= portable::kQueryTileRows) {
           s.heads_per_tile = heads;
@@ -263,42 +281,27 @@ void AttentionPlan::AddPacking(const AttentionProblem& problem, size_t first_seq
   }
 }
 
-void AttentionPlan::ChooseFamily(absl::Span<const AttentionProblem> problems,
-                                 const PlanOptions& options) {
-  family_ = KernelFamily::kPortable;
-  if (options.family == PlanOptions::Family::kPortable || device_.compute_capability != 90) return;
-  if (!std::all_of(problems.begin(), problems.end(), HopperServes)) return;
-  // A few rows against many keys: what counts is how many thread blocks read the keys.
-  const bool only_short =
-      std::all_of(sequences_.begin(), sequences_.end(),
-                  [](const SequenceParams& s) { return s.q_len <= kMaxRowsToShareTiles; });
-  if (only_short && options.family == PlanOptions::Family::kFastest) return;
-  family_ = KernelFamily::kHopper;
-  for (SequenceParams& s : sequences_) s.heads_per_tile = 1;
-}
-
 int AttentionPlan::QueryTileRows() const {
-  return family_ == KernelFamily::kHopper ? hopper::QueryTileRows(group_.padded_head_dim)
-                                          : portable::kQueryTileRows;
+  return family() == KernelFamily::kHopper ? hopper::QueryTileRows(group_.padded_head_dim)
+                                           : portable::kQueryTileRows;
 }
 
 int AttentionPlan::KeyTileKeys() const {
-  return family_ == KernelFamily::kHopper ? hopper::kKeyTileKeys : portable::kKeyTileKeys;
+  return family() == KernelFamily::kHopper ? hopper::kKeyTileKeys : portable::kKeyTileKeys;
 }
 
-// Cuts the keys where the query tiles alone leave multiprocessors idle.
+// Cuts the keys of sequences whose query tiles alone leave multiprocessors idle. Each sequence is
+// looked at for itself, so that a neighbour changes no result.
 void AttentionPlan::ChooseSplits() {
-  int64_t items = 0;
-  for (const SequenceParams& s : sequences_) {
-    const int64_t rows = int64_t{s.q_len} * s.heads_per_tile;
-    items += CeilDiv<int64_t>(rows, portable::kQueryTileRows) * (s.num_q_heads / s.heads_per_tile);
-  }
-  if (items == 0 || items >= device_.num_sms) return;
-  const int64_t wanted = CeilDiv<int64_t>(2 * int64_t{device_.num_sms}, items);
   for (SequenceParams& s : sequences_) {
+    const int64_t rows = int64_t{s.q_len} * s.heads_per_tile;
+    const int64_t items =
+        CeilDiv<int64_t>(rows, portable::kQueryTileRows) * (s.num_q_heads / s.heads_per_tile);
+    if (items == 0 || items >= device_.num_sms) continue;
+    const int64_t wanted = CeilDiv<int64_t>(2 * int64_t{device_.num_sms}, items);
     const int64_t possible = std::min<int64_t>(s.kv_len / kMinKeysPerSplit, kMaxSplits);
     const int64_t splits = std::min(wanted, possible);
-    if (splits <= 1 || s.q_len == 0) continue;
+    if (splits <= 1) continue;
     const int64_t tiles = CeilDiv<int64_t>(s.kv_len, portable::kKeyTileKeys);
     s.keys_per_split = static_cast<int32_t>(CeilDiv(tiles, splits) * portable::kKeyTileKeys);
     s.num_splits = CeilDiv(s.kv_len, s.keys_per_split);
@@ -362,7 +365,7 @@ void AttentionPlan::MakeLayout() {
   layout_.done_blocks = place(key_norm_jobs_.size() * sizeof(unsigned));
   layout_.tile_counts = place(num_problems_ * sizeof(TileCounts));
   layout_.sequences = place(sequences_.size() * sizeof(SequenceParams));
-  layout_.tensor_maps = place(family_ == KernelFamily::kHopper
+  layout_.tensor_maps = place(family() == KernelFamily::kHopper
                                   ? sequences_.size() * sizeof(hopper::SequenceTensorMaps)
                                   : 0);
   layout_.items = place(items_.size() * sizeof(WorkItem));
@@ -429,11 +432,10 @@ absl::Status AttentionPlan::Bind(void* staging, void* workspace) {
              .num_sequences = static_cast<int32_t>(sequences_.size())};
   key_norm_params_ = {.jobs = reinterpret_cast<const KeyNormJob*>(device + layout_.key_norm_jobs),
                       .num_jobs = static_cast<int32_t>(key_norm_jobs_.size()),
-                      .num_blocks = key_norm_blocks_,
-                      .runs = family_ == KernelFamily::kPortable ? 1 : 0};
+                      .num_blocks = key_norm_blocks_};
   pack_params_ = {.jobs = reinterpret_cast<const PackJob*>(device + layout_.pack_jobs),
                   .num_jobs = static_cast<int32_t>(pack_jobs_.size())};
-  if (family_ == KernelFamily::kHopper) {
+  if (family() == KernelFamily::kHopper) {
     params_.tensor_maps = device + layout_.tensor_maps;
     auto* const maps = reinterpret_cast<hopper::SequenceTensorMaps*>(host + layout_.tensor_maps);
     for (size_t n = 0; n < sequences_.size(); ++n) {

@@ -51,13 +51,17 @@ class AttentionPlan {
     DType dtype;
     int padded_head_dim;  // 32, 64 or 128
     bool low_rank;
+    KernelFamily family;
     bool operator==(const Group&) const = default;
   };
-  static Group GroupOf(const AttentionProblem& problem);
+  static Group GroupOf(const AttentionProblem& problem, const DeviceTraits& device,
+                       const PlanOptions& options = {});
 
-  // The problems are validated ones (attention_problem.h) whose q, k, v, o, lse and factors lie in
-  // device memory, while `sequences` and `alibi.slopes` lie in host memory and are copied.
-  // INVALID_ARGUMENT: fp32 tensors, problems of several groups, more than 2^30 rows in a sequence.
+  // How a problem is computed never depends on the others in the plan, and so neither does a bit of
+  // its result. The problems are validated ones (attention_problem.h) whose q, k, v, o, lse and
+  // factors lie in device memory, while `sequences` and `alibi.slopes` lie in host memory and are
+  // copied. INVALID_ARGUMENT: fp32 tensors, problems of several groups, more than 2^30 rows in a
+  // sequence.
   static absl::StatusOr<AttentionPlan> Create(absl::Span<const AttentionProblem> problems,
                                               const DeviceTraits& device,
                                               const PlanOptions& options = {});
@@ -73,7 +77,7 @@ class AttentionPlan {
   // sets them to zero.
   TileCounts* tile_counts() const { return params_.tile_counts; }
 
-  KernelFamily family() const { return family_; }
+  KernelFamily family() const { return group_.family; }
   const Group& group() const { return group_; }
   absl::Span<const WorkItem> items() const { return items_; }
   // Sequences in the order of the problems; the pointers are not yet bound.
@@ -122,7 +126,6 @@ class AttentionPlan {
 
   void AddProblem(const AttentionProblem& problem, int index, const PlanOptions& options);
   void AddPacking(const AttentionProblem& problem, size_t first_sequence);
-  void ChooseFamily(absl::Span<const AttentionProblem> problems, const PlanOptions& options);
   void ChooseSplits();
   void MakeItems(absl::Span<const AttentionProblem> problems);
   void MakeLayout();
@@ -130,7 +133,6 @@ class AttentionPlan {
   int KeyTileKeys() const;
 
   Group group_{};
-  KernelFamily family_ = KernelFamily::kPortable;
   DeviceTraits device_;
   bool has_splits_ = false;
   int num_problems_ = 0;

@@ -3,7 +3,7 @@
 #include <cfloat>
 
 #include "kernels/cuda/attention_params.h"
-#include "kernels/cuda/portable/element.cuh"
+#include "kernels/cuda/element.cuh"
 
 namespace flashbias::cuda {
 namespace {
@@ -26,7 +26,7 @@ __device__ float SumOfSquares(const uint4& elements, const uint4& mask) {
   float odd = 0;
 #pragma unroll
   for (const uint32_t word : words) {
-    const float2 pair = portable::UnpackPair<T>(word);
+    const float2 pair = UnpackPair<T>(word);
     even = fmaf(pair.x, pair.x, even);
     odd = fmaf(pair.y, pair.y, odd);
   }
@@ -154,8 +154,6 @@ __global__ void __launch_bounds__(kThreads)
 #endif
   const KeyNormJob job = JobOfBlock(params, static_cast<int>(blockIdx.x));
   WriteTileMaxima<T>(job, static_cast<int>(blockIdx.x) - job.first_block, maxima);
-
-  if (params.runs == 0) return;
 
   __threadfence();
   __syncthreads();

@@ -15,7 +15,7 @@ namespace flashbias::cuda {
 struct KeyNormJob {
   const void*
       k;  // [kv_len, num_kv_heads, head_dim], heads head_stride elements apart, 16-byte aligned
-  float* key_norms;       // out: see SequenceParams::key_norms
+  float* key_norms;       // out: [2, num_kv_heads, norm_tiles], see SequenceParams::key_norms
   unsigned* done_blocks;  // zero before and after every launch
   int32_t kv_len;
   int32_t num_kv_heads;
@@ -29,8 +29,6 @@ struct KeyNormParams {
   const KeyNormJob* jobs;  // [num_jobs], device
   int32_t num_jobs;
   int32_t num_blocks;  // one per norm tile of every job
-  // 0: the first table stays each tile's own maximum, and the second one is not written.
-  int32_t runs;
 };
 
 // Asynchronous; does nothing where there are no jobs.

@@ -1,6 +1,6 @@
 #include "kernels/cuda/pack_rows.h"
 
-#include "kernels/cuda/portable/element.cuh"
+#include "kernels/cuda/element.cuh"
 
 namespace flashbias::cuda {
 namespace {
@@ -14,8 +14,8 @@ __device__ uint4 LoadElements(const unsigned char* from, int count) {
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < kChunkElements; i += 2) {
-    const uint32_t low = i < count ? portable::LoadUnaligned16(from + 2 * i) : 0;
-    const uint32_t high = i + 1 < count ? portable::LoadUnaligned16(from + 2 * i + 2) : 0;
+    const uint32_t low = i < count ? LoadUnaligned16(from + 2 * i) : 0;
+    const uint32_t high = i + 1 < count ? LoadUnaligned16(from + 2 * i + 2) : 0;
     words[i / 2] = low | high << 16;
   }
   return make_uint4(words[0], words[1], words[2], words[3]);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -100,7 +101,7 @@ TEST(CudaPlanGroup, PadsTheHeadDimAndSeparatesLowRank) {
   problem.dtype = DType::kBFloat16;
   const auto padded = [&](int head_dim) {
     problem.head_dim = head_dim;
-    return AttentionPlan::GroupOf(problem).padded_head_dim;
+    return AttentionPlan::GroupOf(problem, kHopperDevice).padded_head_dim;
   };
   EXPECT_EQ(padded(1), 32);
   EXPECT_EQ(padded(32), 32);
@@ -108,14 +109,14 @@ TEST(CudaPlanGroup, PadsTheHeadDimAndSeparatesLowRank) {
   EXPECT_EQ(padded(64), 64);
   EXPECT_EQ(padded(65), 128);
   EXPECT_EQ(padded(128), 128);
-  EXPECT_EQ(AttentionPlan::GroupOf(problem).dtype, DType::kBFloat16);
-  EXPECT_FALSE(AttentionPlan::GroupOf(problem).low_rank);
+  EXPECT_EQ(AttentionPlan::GroupOf(problem, kHopperDevice).dtype, DType::kBFloat16);
+  EXPECT_FALSE(AttentionPlan::GroupOf(problem, kHopperDevice).low_rank);
   problem.bias_kind = BiasKind::kAlibi;
-  const AttentionPlan::Group alibi = AttentionPlan::GroupOf(problem);
+  const AttentionPlan::Group alibi = AttentionPlan::GroupOf(problem, kHopperDevice);
   EXPECT_FALSE(alibi.low_rank);
   problem.bias_kind = BiasKind::kLowRank;
-  EXPECT_TRUE(AttentionPlan::GroupOf(problem).low_rank);
-  EXPECT_FALSE(AttentionPlan::GroupOf(problem) == alibi);
+  EXPECT_TRUE(AttentionPlan::GroupOf(problem, kHopperDevice).low_rank);
+  EXPECT_FALSE(AttentionPlan::GroupOf(problem, kHopperDevice) == alibi);
 }
 
 // Every (sequence, head, query row) has one item for each of its sequence's splits, splits cover
@@ -189,8 +190,9 @@ TEST(CudaPlanItems, CoverEveryRowOnce) {
   AttentionCase no_bias = Case(100, 900);
   no_bias.bias = BiasKind::kNone;
   const std::vector<std::vector<AttentionCase>> batches = {
-      {mixed},      {long_one}, {decode},         {few_rows},
-      {many_heads}, {no_bias},  {Case(192, 192)}, {mixed, long_one, decode, few_rows, many_heads}};
+      {mixed},          {long_one},        {decode},
+      {few_rows},       {many_heads},      {no_bias},
+      {Case(192, 192)}, {mixed, long_one}, {decode, few_rows, many_heads}};
   for (const auto& cases : batches) {
     for (const Family family : {Family::kFastest, Family::kHopper, Family::kPortable}) {
       SCOPED_TRACE(::testing::Message()
@@ -301,9 +303,15 @@ TEST(CudaPlanBatch, OthersChangeNothingOfAProblem) {
   decode.num_q_heads = 8;
   AttentionCase odd = Case(50, 50);
   odd.softmax_scale = -0.1f;
-  const std::vector<AttentionCase> cases = {decode, Case(2, 700), Case(300, 3000), Case(9000, 9000),
-                                            odd};
-  for (const Family family : {Family::kFastest, Family::kHopper, Family::kPortable}) {
+  const std::vector<AttentionCase> of_portable = {decode, Case(2, 700), odd};
+  const std::vector<AttentionCase> of_hopper = {Case(300, 3000), Case(9000, 9000), Case(17, 5000)};
+  std::vector<AttentionCase> all = of_portable;
+  all.insert(all.end(), of_hopper.begin(), of_hopper.end());
+  const std::pair<Family, std::vector<AttentionCase>> batches[] = {{Family::kFastest, of_portable},
+                                                                   {Family::kFastest, of_hopper},
+                                                                   {Family::kHopper, of_hopper},
+                                                                   {Family::kPortable, all}};
+  for (const auto& [family, cases] : batches) {
     const absl::StatusOr<AttentionPlan> batch = Plan(cases, {.family = family});
     ASSERT_TRUE(batch.ok()) << batch.status();
     for (size_t n = 0; n < cases.size(); ++n) {

@@ -186,11 +186,13 @@ void CudaBackend::Run(absl::Span<const AttentionProblem> problems, absl::Span<Pr
 
 absl::Status CudaBackend::RunGroups(absl::Span<const AttentionProblem> problems,
                                     absl::Span<ProblemStats> stats) {
+  const cuda::PlanOptions plan_options{.family = options_.family, .skipping = options_.skipping};
   std::vector<std::vector<size_t>> groups;
   for (size_t n = 0; n < problems.size(); ++n) {
-    const auto group = cuda::AttentionPlan::GroupOf(problems[n]);
+    const auto group = cuda::AttentionPlan::GroupOf(problems[n], device_, plan_options);
     const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& members) {
-      return cuda::AttentionPlan::GroupOf(problems[members.front()]) == group;
+      return cuda::AttentionPlan::GroupOf(problems[members.front()], device_, plan_options) ==
+             group;
     });
     if (same == groups.end()) {
       groups.push_back({n});

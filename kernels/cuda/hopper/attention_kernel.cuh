@@ -5,25 +5,30 @@
 #include <algorithm>
 
 #include "kernels/cuda/hopper/consumer.cuh"
-#include "kernels/cuda/hopper/norm_reader.cuh"
 #include "kernels/cuda/hopper/producer.cuh"
 
 namespace flashbias::cuda::hopper {
 
 // The constant operands: ones beside the values, and the key side of the ramp, whose first three
-// columns count the tile's keys.
+// columns count the tile's keys. By the consumers.
 template <typename Element, int kHeadDim>
 __device__ void FillConstants(char* shared) {
   using L = Layout<kHeadDim>;
-  const Element one = static_cast<Element>(1.0f);
-  auto* const ones = reinterpret_cast<Element*>(shared + L::kOnesOffset);
-  for (int i = threadIdx.x; i < L::kOnesBytes / 2; i += L::kThreads) ones[i] = one;
-  auto* const ramp = reinterpret_cast<Element*>(shared + L::kRampOffset);
-  for (int i = threadIdx.x; i < L::kRampBytes / 2; i += L::kThreads) {
-    const int key = i / 16;
+  constexpr int kThreads = L::kConsumers * kWarpgroupThreads;
+  const uint32_t one = PackPair<Element>(1.0f, 1.0f);
+  auto* const ones = reinterpret_cast<uint4*>(shared + L::kOnesOffset);
+  for (int i = threadIdx.x; i < L::kOnesBytes / 16; i += kThreads) {
+    ones[i] = make_uint4(one, one, one, one);
+  }
+  auto* const ramp = reinterpret_cast<uint4*>(shared + L::kRampOffset);
+  for (int i = threadIdx.x; i < L::kRampBytes / 16; i += kThreads) {
+    const int key = i / 2;
     // The 32-byte swizzle: rows 4 to 7 of every 8 have their halves exchanged.
-    const int column = i % 16 ^ (key / 4 % 2 * 8);
-    ramp[i] = static_cast<Element>(column < 3 ? static_cast<float>(key) : 0.0f);
+    const bool holds_keys = i % 2 == key / 4 % 2;
+    const auto position = static_cast<float>(key);
+    ramp[i] = holds_keys ? make_uint4(PackPair<Element>(position, position),
+                                      PackPair<Element>(position, 0), 0, 0)
+                         : make_uint4(0, 0, 0, 0);
   }
   FenceAsyncProxy();
 }
@@ -36,9 +41,9 @@ __device__ void InitBarriers(uint32_t base) {
     MbarrierInit(L::TileEmpty(base, stage), 4 * L::kConsumers);
   }
   for (int buffer = 0; buffer < L::kBuffers; ++buffer) {
-    MbarrierInit(L::ItemFull(base, buffer), 2);
-    MbarrierInit(L::ItemEmpty(base, buffer), L::kItemReaders);
-    MbarrierInit(L::NormsFull(base, buffer), 1);
+    MbarrierInit(L::ItemFull(base, buffer), 1);
+    MbarrierInit(L::QueriesFull(base, buffer), 1);
+    MbarrierInit(L::ItemEmpty(base, buffer), 4 * L::kConsumers);
   }
   MbarrierInitFence();
 }
@@ -47,20 +52,26 @@ template <typename Element, int kHeadDim>
 __global__ void __launch_bounds__(Layout<kHeadDim>::kThreads, 1)
     AttentionKernel(const __grid_constant__ KernelParams params) {
   using L = Layout<kHeadDim>;
-  char* const shared = SharedMemory();
-  if (threadIdx.x == L::kConsumers * kWarpgroupThreads)
-    InitBarriers<kHeadDim>(SharedAddress(shared));
-  FillConstants<Element, kHeadDim>(shared);
-  __syncthreads();
   // Uniform over the warp, and the compiler knows it.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   if (warpgroup == L::kConsumers) {
     ShrinkRegisters<L::kProducerRegisters>();
     const int warp = threadIdx.x % kWarpgroupThreads / 32;
-    if (warp == 0 && threadIdx.x % 32 == 0) Producer<kHeadDim>(params).Run();
-    if (warp == 1) NormReader<kHeadDim>().Run();
+    if (warp == 0) {
+      // The first loads wait for nothing but their barriers.
+      if (threadIdx.x % 32 == 0) InitBarriers<kHeadDim>(SharedAddress(SharedMemory()));
+      const int map = threadIdx.x % 32 - 1;
+      if (map >= 0 && map < 3 && params.num_first_items > 0) {
+        PrefetchTensorMap(&params.tensor_maps.q + map);
+      }
+      __syncwarp();
+      NamedBarrierArrive(kStartBarrier, L::kStartThreads);
+      if (threadIdx.x % 32 == 0) Producer<kHeadDim>(params).Run();
+    }
   } else {
     GrowRegisters<L::kConsumerRegisters>();
+    FillConstants<Element, kHeadDim>(SharedMemory());
+    NamedBarrierSync(kStartBarrier, L::kStartThreads);
     Consumer<Element, kHeadDim>(params, warpgroup).Run();
   }
 }

@@ -70,6 +70,7 @@ class Consumer {
     JoinConsumer(index_);
     if (threadIdx.x % kWarpgroupThreads == 0) *bounds = MakeBounds(info);
     FillRampQueries(info.slope_in_scores);
+    MbarrierWait(L::QueriesFull(base_, item_.slot()), item_.parity());
     *L::Rows(shared_, index_) = MakeLaneRows(info, row);
     JoinConsumer(index_);
 
@@ -89,7 +90,7 @@ class Consumer {
       if (!needed) continue;
       ++computed;
       if (computed == bounds->next_check) {
-        UpdateLimits<kHeadDim>(shared_, index_, item_.slot(), item_.parity(), tile, computed,
+        UpdateLimits<kHeadDim>(shared_, index_, item_.slot(), tile, computed,
                                rows.max0 + __log2f(RowSum(rows, 0)),
                                rows.max1 + __log2f(RowSum(rows, 1)));
       }
@@ -108,7 +109,7 @@ class Consumer {
     const AdmittedKeys last = KeysOfRow(info, first_row + kRowsPerConsumer - 1);
     TileBounds bounds{.plain_first = last.first,
                       .plain_last = min(first.last, first.position) - (kKeyTileKeys - 1),
-                      .next_check = info.key_norms != nullptr ? 1 : kNoLimit,
+                      .next_check = info.norms_before != nullptr ? 1 : kNoLimit,
                       .left_limit = -kNoLimit,
                       .right_limit = kNoLimit,
                       .first_key = first.first,
@@ -127,7 +128,7 @@ class Consumer {
   __device__ LaneRows MakeLaneRows(const ItemInfo& info, int row) const {
     LaneRows rows{.left0 = ReferenceOfRow(info, KeysOfRow(info, row)).left,
                   .left1 = ReferenceOfRow(info, KeysOfRow(info, row + 8)).left};
-    if (info.key_norms != nullptr) {
+    if (info.norms_before != nullptr) {
       const char* const queries =
           shared_ + L::kQueryOffset + (item_.slot() * L::kConsumers + index_) * L::kQueryBytes;
       const float reach = info.scale_log2 * (1.0f + 1e-4f);
@@ -144,8 +145,8 @@ class Consumer {
     const float after_high = slope - static_cast<float>(high);
     const Element middle = static_cast<Element>(after_high);
     const float low = after_high - static_cast<float>(middle);
-    const uint32_t first = PackTwo<Element>(static_cast<float>(high), static_cast<float>(middle));
-    const uint32_t second = PackTwo<Element>(low, 0);
+    const uint32_t first = PackPair<Element>(static_cast<float>(high), static_cast<float>(middle));
+    const uint32_t second = PackPair<Element>(low, 0);
     // One of a row's two 16-byte halves a thread, exchanged as the 32-byte swizzle does.
     const int thread = threadIdx.x % kWarpgroupThreads;
     const bool holds_slope = thread % 2 == thread / 8 % 2;
@@ -309,7 +310,7 @@ class Consumer {
     const float sums[2] = {RowSum(rows, 0), RowSum(rows, 1)};
     const int64_t row_elements = static_cast<int64_t>(info.num_q_heads) * info.head_dim;
     const int lane_column = 2 * (threadIdx.x % 4);
-    const bool in_pairs = info.head_dim % 2 == 0 && reinterpret_cast<uintptr_t>(info.o) % 4 == 0;
+    const bool in_pairs = info.head_dim % 2 == 0 && IsAligned(info.o, 4);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + 8 * half;
@@ -317,19 +318,19 @@ class Consumer {
       const AdmittedKeys keys = KeysOfRow(info, row);
       const bool has_keys = keys.first <= keys.last;
       const float factor = has_keys ? __fdividef(1.0f, sums[half]) : 0.0f;
-      auto* const to = static_cast<Element*>(info.o) + row * row_elements;
+      auto* const to = static_cast<unsigned char*>(info.o) + row * row_elements * 2;
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
         const int column = 8 * n + lane_column;
-        const float low = has_keys ? rows.output[4 * n + 2 * half] * factor : 0.0f;
-        const float high = has_keys ? rows.output[4 * n + 2 * half + 1] * factor : 0.0f;
+        const uint32_t pair = has_keys
+                                  ? PackPair<Element>(rows.output[4 * n + 2 * half] * factor,
+                                                      rows.output[4 * n + 2 * half + 1] * factor)
+                                  : 0;
         if (in_pairs) {
-          if (column < info.head_dim) {
-            *reinterpret_cast<uint32_t*>(to + column) = PackTwo<Element>(low, high);
-          }
+          if (column < info.head_dim) *reinterpret_cast<uint32_t*>(to + 2 * column) = pair;
         } else {
-          if (column < info.head_dim) to[column] = static_cast<Element>(low);
-          if (column + 1 < info.head_dim) to[column + 1] = static_cast<Element>(high);
+          if (column < info.head_dim) StoreUnaligned16(to + 2 * column, pair);
+          if (column + 1 < info.head_dim) StoreUnaligned16(to + 2 * column + 2, pair >> 16);
         }
       }
       if (info.lse != nullptr && threadIdx.x % 4 == 0) {

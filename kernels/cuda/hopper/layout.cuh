@@ -18,7 +18,6 @@ inline constexpr int kRowsPerConsumer = 64;
 inline constexpr int kMaxConsumers = 4;
 inline constexpr int kEndOfItem = -1;     // in place of a tile's first key
 inline constexpr int kNoLimit = 1 << 30;  // beyond every key
-inline constexpr int kNormEntries = 256;  // of a side's table of key norms in shared memory
 
 // What the producer tells the consumers of one work item; sequence < 0: there are no more.
 struct ItemInfo {
@@ -43,11 +42,10 @@ struct ItemInfo {
   // log2 of what a side may drop, less that of the geometric sum.
   float log2_budget;
   int64_t exact_diagonal;
-  const float* key_norms;  // of each norm tile of this head's keys; null: drop nothing
-  int norm_tiles;
-  int tiles_per_norm;  // tiles of kKeyTileKeys keys behind one entry of the tables
-  void* o;             // row 0 of this head
-  float* lse;          // row 0 of this head; null: not wanted
+  const float* norms_before;  // running maxima over norm tiles 0 .. t; null: drop nothing
+  const float* norms_after;   // over norm tiles t .. last
+  void* o;                    // row 0 of this head
+  float* lse;                 // row 0 of this head; null: not wanted
   // Keys that a consumer still needs lie strictly between these; the producer reads them to stop.
   int left_limit[kMaxConsumers];
   int right_limit[kMaxConsumers];
@@ -87,6 +85,8 @@ struct Layout {
   static constexpr int kConsumers = kQueryRows / kRowsPerConsumer;
   static_assert(kConsumers <= kMaxConsumers);
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kStartThreads =
+      kConsumers * kWarpgroupThreads + 32;  // and the producer's warp
   // Registers a thread: the launch gives all alike, then the producer's go to the consumers.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kConsumerRegisters = kHeadDim == 32 ? 112 : (kHeadDim == 64 ? 152 : 232);
@@ -94,7 +94,7 @@ struct Layout {
       kLaunchRegisters * (kConsumers + 1) - kConsumerRegisters * kConsumers;
   static_assert(kProducerRegisters >= 24 && kProducerRegisters % 8 == 0);
   static constexpr int kStages = kHeadDim == 128 ? 2 : 4;
-  static constexpr int kBuffers = 2;  // of items: queries, what is known of them, key norms
+  static constexpr int kBuffers = 2;  // of items: queries and what is known of them
 
   static constexpr Swizzle kSwizzle = kHeadDim == 32 ? Swizzle::k64Bytes : Swizzle::k128Bytes;
   static constexpr int kPanelColumns = kHeadDim == 32 ? 32 : 64;
@@ -124,9 +124,8 @@ struct Layout {
   static constexpr int kRampOffset = kOnesOffset + kOnesBytes;
   static constexpr int kRampQueryOffset = kRampOffset + kRampBytes;
   static constexpr int kLaneRowsOffset = kRampQueryOffset + 2 * kConsumers * kRampQueryBytes;
-  static constexpr int kNormsOffset =
+  static constexpr int kInfoOffset =
       kLaneRowsOffset + kConsumers * kWarpgroupThreads * sizeof(LaneRows);
-  static constexpr int kInfoOffset = kNormsOffset + kBuffers * 2 * kNormEntries * 4;
   static constexpr int kInfoBytes = 192;
   static constexpr int kBoundsOffset = kInfoOffset + kBuffers * kInfoBytes;
   static constexpr int kVotesOffset = kBoundsOffset + kMaxConsumers * sizeof(TileBounds);
@@ -146,24 +145,19 @@ struct Layout {
   __device__ static uint32_t TileEmpty(uint32_t base, int stage) {
     return base + kBarriersOffset + (kStages + stage) * 8;
   }
+  // An item is described; its queries follow.
   __device__ static uint32_t ItemFull(uint32_t base, int buffer) {
     return base + kBarriersOffset + (2 * kStages + buffer) * 8;
   }
   __device__ static uint32_t ItemEmpty(uint32_t base, int buffer) {
     return base + kBarriersOffset + (2 * kStages + kBuffers + buffer) * 8;
   }
-  __device__ static uint32_t NormsFull(uint32_t base, int buffer) {
+  __device__ static uint32_t QueriesFull(uint32_t base, int buffer) {
     return base + kBarriersOffset + (2 * kStages + 2 * kBuffers + buffer) * 8;
   }
-  // One arrival a warp of consumers, and one of the warp that reads key norms.
-  static constexpr int kItemReaders = 4 * kConsumers + 1;
 
   __device__ static ItemInfo* Info(char* shared, int buffer) {
     return reinterpret_cast<ItemInfo*>(shared + kInfoOffset + buffer * kInfoBytes);
-  }
-  // [2][kNormEntries]: running maxima of |k|, over entries 0 .. t and over entries t .. last.
-  __device__ static float* Norms(char* shared, int buffer) {
-    return reinterpret_cast<float*>(shared + kNormsOffset) + buffer * 2 * kNormEntries;
   }
   __device__ static TileBounds* Bounds(char* shared, int consumer) {
     return reinterpret_cast<TileBounds*>(shared + kBoundsOffset) + consumer;
@@ -205,8 +199,10 @@ __device__ __forceinline__ char* SharedMemory() {
   return shared;
 }
 
-// Named barriers, of which a block has 16: for each of its consumers one that hands the token to it
-// and one that joins its warps.
+// Named barriers, of which a block has 16: one that starts the block, and for each of its consumers
+// one that hands the token to it and one that joins its warps.
+inline constexpr int kStartBarrier = 9;
+
 __device__ __forceinline__ int TokenBarrier(int consumer) { return 1 + consumer; }
 
 __device__ __forceinline__ void JoinConsumer(int consumer) {

@@ -46,21 +46,20 @@ __device__ __forceinline__ int NegligibleFrom(const ItemInfo& info, float reach,
 // Tightens the limits of one consumer after `tile`, and says when to look again. All its lanes call
 // it together, each with its rows' log2-sum-exp of what was computed.
 template <int kHeadDim>
-__device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slot, uint32_t parity,
-                                             int tile, int computed, float lse0, float lse1) {
+__device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slot, int tile,
+                                             int computed, float lse0, float lse1) {
   using L = Layout<kHeadDim>;
   ItemInfo& info = *L::Info(shared, slot);
   const LaneRows rows = *L::Rows(shared, consumer);
   // What lies beyond the tiles walked so far; the left side is done when the right one is walked.
   const bool on_left = tile <= info.first_tile;
   const int right_frontier = (on_left ? info.first_tile : tile) + kKeyTileKeys;
-  const int entry_keys = info.tiles_per_norm * kKeyTileKeys;
-  const float* const norms = L::Norms(shared, slot);
-  MbarrierWait(L::NormsFull(SharedAddress(shared), slot), parity);
+  // The tables of key norms are the previous launch's.
+  WaitForPreviousLaunch();
   int* const votes = L::Votes(shared, consumer);
   const int warp = threadIdx.x % kWarpgroupThreads / 32;
   if (on_left && tile > 0) {
-    const float keys = norms[(tile - 1) / entry_keys];
+    const float keys = info.norms_before[tile / kNormTileKeys - 1];
     const int left =
         __reduce_min_sync(~0u, min(rows.left0 - NegligibleFrom(info, rows.reach0, keys, lse0),
                                    rows.left1 - NegligibleFrom(info, rows.reach1, keys, lse1)));
@@ -71,7 +70,7 @@ __device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slo
     const int row = info.q_begin + consumer * kRowsPerConsumer + warp * 16 + threadIdx.x % 32 / 4;
     const int right0 = ReferenceOfRow(info, KeysOfRow(info, row)).right;
     const int right1 = ReferenceOfRow(info, KeysOfRow(info, row + 8)).right;
-    const float keys = norms[kNormEntries + right_frontier / entry_keys];
+    const float keys = info.norms_after[right_frontier / kNormTileKeys];
     const int right =
         __reduce_max_sync(~0u, max(right0 + NegligibleFrom(info, rows.reach0, keys, lse0),
                                    right1 + NegligibleFrom(info, rows.reach1, keys, lse1)));

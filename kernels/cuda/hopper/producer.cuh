@@ -52,7 +52,6 @@ class Producer {
     // An empty item ends the consumers.
     MbarrierWait(L::ItemEmpty(base_, item_.slot()), item_.parity() ^ 1);
     L::Info(shared_, item_.slot())->sequence = -1;
-    MbarrierArrive(L::ItemFull(base_, item_.slot()));  // for queries, of which there are none
     MbarrierArrive(L::ItemFull(base_, item_.slot()));
     // This launch must not end before the one whose tables it may not have read.
     WaitForPreviousLaunch();
@@ -72,12 +71,13 @@ class Producer {
     const KeySpan span = WalkedKeys(work, sequence);
     const int kv_head = work.head / (sequence.num_q_heads / sequence.num_kv_heads);
     MbarrierWait(L::ItemEmpty(base_, item_.slot()), item_.parity() ^ 1);
-    ItemInfo* const info = L::Info(shared_, item_.slot());
+    // Loads first: they take longest.
     LoadQueries(work, maps);
+    if (span.first_key <= span.last_key) LoadTile(span.first_tile, kv_head, maps);
+    ItemInfo* const info = L::Info(shared_, item_.slot());
     Describe(work, sequence, slope, kv_head, span, info);
-    // Queries and description are complete when both have arrived.
     MbarrierArrive(L::ItemFull(base_, item_.slot()));
-    LoadTiles(span, kv_head, maps, info);
+    LoadOtherTiles(span, kv_head, maps, info);
     item_.Advance();
   }
 
@@ -117,10 +117,9 @@ class Producer {
     const bool skips = s.key_norms != nullptr && slope > 0 && isfinite(budget);
     info->keys_per_log2 = 1.0f / info->slope_log2;
     info->log2_budget = budget;
-    info->key_norms = skips ? s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles : nullptr;
-    info->norm_tiles = s.norm_tiles;
-    info->tiles_per_norm =
-        (s.kv_len + kKeyTileKeys * kNormEntries - 1) / (kKeyTileKeys * kNormEntries);
+    const float* norms = s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles;
+    info->norms_before = skips ? norms : nullptr;
+    info->norms_after = norms + static_cast<int64_t>(s.num_kv_heads) * s.norm_tiles;
     info->o = static_cast<uint16_t*>(s.o) + static_cast<int64_t>(work.head) * s.head_dim;
     info->lse = s.lse != nullptr ? s.lse + work.head : nullptr;
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
@@ -132,7 +131,7 @@ class Producer {
   }
 
   __device__ void LoadQueries(const WorkItem& work, const SequenceTensorMaps& maps) {
-    const uint32_t full = L::ItemFull(base_, item_.slot());
+    const uint32_t full = L::QueriesFull(base_, item_.slot());
     MbarrierArriveExpectBytes(full, L::kConsumers * L::kQueryBytes);
     uint32_t to = base_ + L::kQueryOffset + item_.slot() * L::kConsumers * L::kQueryBytes;
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
@@ -144,11 +143,12 @@ class Producer {
     }
   }
 
-  // Tiles from the first one leftwards, then those to the right of it, while anyone needs them.
-  __device__ void LoadTiles(const KeySpan& span, int kv_head, const SequenceTensorMaps& maps,
-                            const ItemInfo* info) {
+  // From the first tile leftwards, then rightwards, while anyone needs them; then the end.
+  __device__ void LoadOtherTiles(const KeySpan& span, int kv_head, const SequenceTensorMaps& maps,
+                                 const ItemInfo* info) {
     if (span.first_key <= span.last_key) {
-      for (int tile = span.first_tile; tile + kKeyTileKeys > span.first_key; tile -= kKeyTileKeys) {
+      for (int tile = span.first_tile - kKeyTileKeys; tile + kKeyTileKeys > span.first_key;
+           tile -= kKeyTileKeys) {
         if (!LeftIsNeeded(tile, info)) break;
         LoadTile(tile, kv_head, maps);
       }

@@ -37,18 +37,19 @@ __device__ __forceinline__ void MbarrierArriveExpectBytes(uint32_t barrier, uint
                : "memory");
 }
 
-// Waits until the phase of that parity has completed.
+// Waits until the phase of that parity has completed. The time limit (in ns) lets the warp sleep
+// that long at most; with the default one, waiting warps take issue slots from working ones.
 __device__ __forceinline__ void MbarrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
       "@done bra.uni out;\n"
       "bra.uni again;\n"
       "out:\n"
       "}\n" ::"r"(barrier),
-      "r"(parity)
+      "r"(parity), "r"(10'000'000)
       : "memory");
 }
 
@@ -60,6 +61,11 @@ __device__ __forceinline__ void NamedBarrierSync(int barrier, int threads) {
 
 __device__ __forceinline__ void NamedBarrierArrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Brings a tensor map nearer before its first use.
+__device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // --- Bulk tensor copies ---

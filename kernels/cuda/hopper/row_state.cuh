@@ -45,8 +45,8 @@ __device__ __forceinline__ Reference ReferenceOfRow(const ItemInfo& info,
   const int nearest = min(max(keys.position, keys.first), keys.last);
   if (info.slope >= 0) return {nearest, nearest, nearest};
   // Not between its keys: all are on one side, and the farthest is the other end.
-  if (keys.position >= keys.last) return {keys.first, keys.first, keys.first};
-  if (keys.position <= keys.first) return {keys.last, keys.last, keys.last};
+  if (keys.position > keys.last) return {keys.first, keys.first, keys.first};
+  if (keys.position < keys.first) return {keys.last, keys.last, keys.last};
   if (keys.position - keys.first >= keys.last - keys.position) {
     return {keys.first, 2 * keys.position - keys.first, keys.first};
   }

@@ -6,6 +6,7 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_SOFTMAX_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_SOFTMAX_CUH_
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/hopper/row_state.cuh"
 
 namespace flashbias::cuda::hopper {
@@ -17,23 +18,6 @@ inline constexpr int kProbabilities = kScores / 2;  // the same, two to a regist
 inline constexpr float kLazyGrowth = 8.0f;
 // The exponential unit works on so many elements at a time; more, and the compiler holds them all.
 inline constexpr int kChunk = 8;
-
-template <typename Element>
-__device__ __forceinline__ uint32_t PackTwo(float low, float high);
-
-template <>
-__device__ __forceinline__ uint32_t PackTwo<__half>(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
-template <>
-__device__ __forceinline__ uint32_t PackTwo<__nv_bfloat16>(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
 
 // Bits 2 n + j of the lane's columns 8 n + j that are at most `last`.
 __device__ __forceinline__ uint32_t ColumnsUpTo(int last) {
@@ -152,8 +136,8 @@ __device__ __forceinline__ void Exponentials(const float (&scores)[kScores],
           *sum0 += e[i] + e[i + 1];
           *sum1 += e[i + 2] + e[i + 3];
         }
-        probabilities[i / 2] = PackTwo<Element>(e[i], e[i + 1]);
-        probabilities[i / 2 + 1] = PackTwo<Element>(e[i + 2], e[i + 3]);
+        probabilities[i / 2] = PackPair<Element>(e[i], e[i + 1]);
+        probabilities[i / 2 + 1] = PackPair<Element>(e[i + 2], e[i + 3]);
       }
 #pragma unroll
       for (int i = (chunk - 1) * kChunk / 2; i < chunk * kChunk / 2; ++i) {

@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_params.h"
-#include "kernels/cuda/portable/element.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
 #include "kernels/cuda/portable/mma.cuh"
 #include "kernels/cuda/portable/portable_attention.h"

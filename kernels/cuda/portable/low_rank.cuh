@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_params.h"
-#include "kernels/cuda/portable/element.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/portable/mma.cuh"
 
 namespace flashbias::cuda::portable {

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_params.h"
-#include "kernels/cuda/portable/element.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/portable/partial_lse.cuh"
 #include "kernels/cuda/portable/query_row.cuh"
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/cuda/portable/element.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/portable/mma.cuh"
 #include "kernels/cuda/portable/query_row.cuh"
 #include "kernels/cuda/portable/row_state.cuh"

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_params.h"
-#include "kernels/cuda/portable/element.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/portable/partial_lse.cuh"
 
 namespace flashbias::cuda::portable {

@@ -1,6 +1,6 @@
 // 16-bit elements: conversions, and loads and stores that need no alignment.
-#ifndef FLASHBIAS_KERNELS_CUDA_PORTABLE_ELEMENT_CUH_
-#define FLASHBIAS_KERNELS_CUDA_PORTABLE_ELEMENT_CUH_
+#ifndef FLASHBIAS_KERNELS_CUDA_ELEMENT_CUH_
+#define FLASHBIAS_KERNELS_CUDA_ELEMENT_CUH_
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace flashbias::cuda::portable {
+namespace flashbias::cuda {
 
 // Two elements in one register, the first in the low half.
 template <typename T>
@@ -54,6 +54,6 @@ __device__ inline void StoreUnaligned16(unsigned char* at, uint32_t value) {
   }
 }
 
-}  // namespace flashbias::cuda::portable
+}  // namespace flashbias::cuda
 
-#endif  // FLASHBIAS_KERNELS_CUDA_PORTABLE_ELEMENT_CUH_
+#endif  // FLASHBIAS_KERNELS_CUDA_ELEMENT_CUH_
