@@ -184,8 +184,14 @@ class Consumer {
     ComputeScores(scores, false);
     const LaneRows* const lane = L::Rows(shared_, index_);
     const float slope_log2 = info.slope_log2;
-    FinishTile(info, scores, -slope_log2 * static_cast<float>(lane->left0 - tile),
-               -slope_log2 * static_cast<float>(lane->left1 - tile), rows);
+    const float bias0 = -slope_log2 * static_cast<float>(lane->left0 - tile);
+    const float bias1 = -slope_log2 * static_cast<float>(lane->left1 - tile);
+    const float scores_per_log2 = info.scores_per_log2;
+    if (AnyAbove(scores, (rows.max0 + kLazyGrowth - bias0) * scores_per_log2,
+                 (rows.max1 + kLazyGrowth - bias1) * scores_per_log2)) {
+      RaiseMaxima(info, scores, bias0, bias1, rows);
+    }
+    FinishTile(info, scores, bias0, bias1, rows);
   }
 
   __device__ __forceinline__ void ComputeAnyTile(const ItemInfo& info, const TileBounds& bounds,
@@ -214,25 +220,29 @@ class Consumer {
       bias0 = -slope_log2 * static_cast<float>(lane->left0 - tile);
       bias1 = -slope_log2 * static_cast<float>(lane->left1 - tile);
     }
+    // Mostly the item's first tile, which has all to find out.
+    RaiseMaxima(info, scores, bias0, bias1, rows);
     FinishTile(info, scores, bias0, bias1, rows);
+  }
+
+  // Makes the tile's largest logits the rows' maxima where they are larger.
+  __device__ __forceinline__ void RaiseMaxima(const ItemInfo& info, const float (&scores)[kScores],
+                                              float bias0, float bias1, Rows& rows) {
+    const float scale_log2 = info.scale_log2;
+    float highest0;
+    float highest1;
+    RowMaxima(scores, &highest0, &highest1);
+    highest0 = fmaxf(rows.max0, fmaf(highest0, scale_log2, bias0));
+    highest1 = fmaxf(rows.max1, fmaf(highest1, scale_log2, bias1));
+    Rescale(Exp2(rows.max0 - highest0), Exp2(rows.max1 - highest1), rows);
+    rows.max0 = highest0;
+    rows.max1 = highest1;
   }
 
   // From scores to the rows' new sums and output. A row's bias is what its scores lack.
   __device__ __forceinline__ void FinishTile(const ItemInfo& info, float (&scores)[kScores],
                                              float bias0, float bias1, Rows& rows) {
     const float scale_log2 = info.scale_log2;
-    const float scores_per_log2 = info.scores_per_log2;
-    if (AnyAbove(scores, (rows.max0 + kLazyGrowth - bias0) * scores_per_log2,
-                 (rows.max1 + kLazyGrowth - bias1) * scores_per_log2)) {
-      float highest0;
-      float highest1;
-      RowMaxima(scores, &highest0, &highest1);
-      highest0 = fmaxf(rows.max0, fmaf(highest0, scale_log2, bias0));
-      highest1 = fmaxf(rows.max1, fmaf(highest1, scale_log2, bias1));
-      Rescale(Exp2(rows.max0 - highest0), Exp2(rows.max1 - highest1), rows);
-      rows.max0 = highest0;
-      rows.max1 = highest1;
-    }
     uint32_t probabilities[kProbabilities];
     TakeToken();
     Exponentials<Element, !L::kSumsByOnes>(scores, probabilities, scale_log2, bias0 - rows.max0,
@@ -315,39 +325,45 @@ class Consumer {
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + 8 * half;
       if (row >= info.q_len) continue;
-      const AdmittedKeys keys = KeysOfRow(info, row);
-      const bool has_keys = keys.first <= keys.last;
+      // A row's largest probability is never below 2^-8: without a sum it has no keys, and its
+      // output is zero whatever stood in values that it does not see.
+      const bool has_keys = sums[half] != 0;
       const float factor = has_keys ? __fdividef(1.0f, sums[half]) : 0.0f;
       auto* const to = static_cast<unsigned char*>(info.o) + row * row_elements * 2;
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
         const int column = 8 * n + lane_column;
-        const uint32_t pair = has_keys
-                                  ? PackPair<Element>(rows.output[4 * n + 2 * half] * factor,
-                                                      rows.output[4 * n + 2 * half + 1] * factor)
-                                  : 0;
+        const uint32_t pair = PackPair<Element>(rows.output[4 * n + 2 * half] * factor,
+                                                rows.output[4 * n + 2 * half + 1] * factor);
         if (in_pairs) {
-          if (column < info.head_dim) *reinterpret_cast<uint32_t*>(to + 2 * column) = pair;
+          if (column < info.head_dim) {
+            *reinterpret_cast<uint32_t*>(to + 2 * column) = has_keys ? pair : 0;
+          }
         } else {
-          if (column < info.head_dim) StoreUnaligned16(to + 2 * column, pair);
-          if (column + 1 < info.head_dim) StoreUnaligned16(to + 2 * column + 2, pair >> 16);
+          if (column < info.head_dim) StoreUnaligned16(to + 2 * column, has_keys ? pair : 0);
+          if (column + 1 < info.head_dim) {
+            StoreUnaligned16(to + 2 * column + 2, has_keys ? pair >> 16 : 0);
+          }
         }
       }
       if (info.lse != nullptr && threadIdx.x % 4 == 0) {
-        float lse = -INFINITY;
-        if (has_keys) {
-          // The reference's own bias is exact in double, however far it is.
-          const Reference reference = ReferenceOfRow(info, keys);
-          const auto distance = static_cast<double>(row + info.exact_diagonal - reference.key);
-          const double bias = -fabs(static_cast<double>(info.slope) * distance);
-          constexpr double kLn2 = 0.69314718055994531;
-          const double log2_sum = static_cast<double>(half == 0 ? rows.max0 : rows.max1) +
-                                  static_cast<double>(__log2f(sums[half]));
-          lse = static_cast<float>(log2_sum * kLn2 + (info.slope < 0 ? -bias : bias));
-        }
-        info.lse[static_cast<int64_t>(row) * info.num_q_heads] = lse;
+        info.lse[static_cast<int64_t>(row) * info.num_q_heads] =
+            has_keys ? LogSumExp(info, row, half == 0 ? rows.max0 : rows.max1, sums[half])
+                     : -INFINITY;
       }
     }
+  }
+
+  // Natural log, the reference's own bias included.
+  __device__ float LogSumExp(const ItemInfo& info, int row, float maximum, float sum) const {
+    constexpr float kLn2 = 0.693147180559945309f;
+    const float relative = (maximum + __log2f(sum)) * kLn2;
+    const int64_t position = row + info.exact_diagonal;
+    const int key = ReferenceOfRow(info, KeysOfRow(info, row)).key;
+    if (position == key) return relative;
+    // Exact in double, however far the reference is.
+    const double distance = fabs(static_cast<double>(position - key));
+    return static_cast<float>(relative - static_cast<double>(info.slope) * distance);
   }
 
   __device__ void CountTiles(const ItemInfo& info, const TileBounds& bounds, int computed) {
