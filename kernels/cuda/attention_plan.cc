@@ -443,14 +443,19 @@ absl::Status AttentionPlan::Bind(void* staging, void* workspace) {
           hopper::EncodeTensorMaps(sequences_[n], group_.dtype, group_.padded_head_dim, &maps[n]);
       if (!status.ok()) return status;
     }
-    hopper_plan_ = {.params = params_,
-                    .sequences = sequences_.data(),
-                    .tensor_maps = maps,
-                    .items = items_.data(),
-                    .slopes = slopes_.empty() ? nullptr : slopes_.data(),
-                    .after_key_norms = key_norm_blocks_ > 0};
   }
   return absl::OkStatus();
+}
+
+hopper::HostPlan AttentionPlan::hopper_plan() const {
+  const char* const host = static_cast<const char*>(staging_);
+  return {.params = params_,
+          .sequences = sequences_.data(),
+          .tensor_maps =
+              reinterpret_cast<const hopper::SequenceTensorMaps*>(host + layout_.tensor_maps),
+          .items = items_.data(),
+          .slopes = slopes_.empty() ? nullptr : slopes_.data(),
+          .after_key_norms = key_norm_blocks_ > 0};
 }
 
 }  // namespace flashbias::cuda

@@ -87,7 +87,8 @@ class AttentionPlan {
   const AttentionParams& params() const { return params_; }
   const KeyNormParams& key_norm_params() const { return key_norm_params_; }
   const PackParams& pack_params() const { return pack_params_; }
-  const hopper::HostPlan& hopper_plan() const { return hopper_plan_; }
+  // REQUIRES: family() == kHopper, and this plan and its staging memory outlive the result.
+  hopper::HostPlan hopper_plan() const;
   bool has_splits() const { return has_splits_; }
   const DeviceTraits& device() const { return device_; }
   const void* staging() const { return staging_; }
@@ -156,7 +157,6 @@ class AttentionPlan {
   AttentionParams params_{};
   KeyNormParams key_norm_params_{};
   PackParams pack_params_{};
-  hopper::HostPlan hopper_plan_{};  // points into this plan and its staging memory
 };
 
 }  // namespace flashbias::cuda

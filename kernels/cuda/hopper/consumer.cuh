@@ -109,7 +109,7 @@ class Consumer {
     const AdmittedKeys last = KeysOfRow(info, first_row + kRowsPerConsumer - 1);
     TileBounds bounds{.plain_first = last.first,
                       .plain_last = min(first.last, first.position) - (kKeyTileKeys - 1),
-                      .next_check = info.norms_before != nullptr ? 1 : kNoLimit,
+                      .next_check = FirstCheck(info),
                       .left_limit = -kNoLimit,
                       .right_limit = kNoLimit,
                       .first_key = first.first,
@@ -123,6 +123,14 @@ class Consumer {
       bounds.plain_last = bounds.plain_first - 1;
     }
     return bounds;
+  }
+
+  // After a quarter of the least walk that logits near zero would take: no sooner can anything be
+  // left out, and the pass over the keys has until then to end.
+  __device__ static int FirstCheck(const ItemInfo& info) {
+    if (info.norms_before == nullptr) return kNoLimit;
+    const float tiles = -info.log2_budget * info.keys_per_log2 / (4 * kKeyTileKeys);
+    return static_cast<int>(fminf(fmaxf(tiles, 1.0f), static_cast<float>(kNoLimit)));
   }
 
   __device__ LaneRows MakeLaneRows(const ItemInfo& info, int row) const {
