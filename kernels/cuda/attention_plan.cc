@@ -439,7 +439,7 @@ absl::Status AttentionPlan::Bind(void* staging, void* workspace) {
     params_.tensor_maps = device + layout_.tensor_maps;
     auto* const maps = reinterpret_cast<hopper::SequenceTensorMaps*>(host + layout_.tensor_maps);
     for (size_t n = 0; n < sequences_.size(); ++n) {
-      const absl::Status status =
+      absl::Status status =
           hopper::EncodeTensorMaps(sequences_[n], group_.dtype, group_.padded_head_dim, &maps[n]);
       if (!status.ok()) return status;
     }

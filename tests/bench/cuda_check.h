@@ -12,7 +12,7 @@ namespace flashbias::bench {
 // What a benchmark says when it cannot go on.
 [[noreturn]] inline void Fail(const char* what, const char* why) {
   std::fprintf(stderr, "attention_bench: %s: %s\n", what, why);
-  std::exit(1);
+  std::exit(1);  // NOLINT(concurrency-mt-unsafe): a benchmark has one thread
 }
 
 inline void CheckCuda(cudaError_t error, const char* what) {

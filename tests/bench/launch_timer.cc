@@ -54,6 +54,7 @@ LaunchTimes LaunchTimer::Time(const std::function<cudaError_t()>& launch, int re
   if (repeats <= 0) repeats = static_cast<int>(std::clamp(kMeasuredMs / last_ms, 5.0, 100.0));
 
   std::vector<double> times;
+  times.reserve(repeats);
   for (int i = 0; i < repeats; ++i) times.push_back(TimeOne(launch, begin, end));
   FLASHBIAS_CHECK_CUDA(cudaEventDestroy(begin));
   FLASHBIAS_CHECK_CUDA(cudaEventDestroy(end));

@@ -22,10 +22,10 @@ absl::Status ToStatus(cudaError_t error, const char* what) {
 }
 
 // Returns from the function where `expression` is not OK.
-#define FLASHBIAS_RETURN_IF_ERROR(expression)       \
-  do {                                              \
-    const absl::Status error_status = (expression); \
-    if (!error_status.ok()) return error_status;    \
+#define FLASHBIAS_RETURN_IF_ERROR(expression)    \
+  do {                                           \
+    absl::Status error_status = (expression);    \
+    if (!error_status.ok()) return error_status; \
   } while (false)
 #define FLASHBIAS_CUDA(call) FLASHBIAS_RETURN_IF_ERROR(ToStatus((call), #call))
 
