@@ -2,7 +2,8 @@
 //
 // Both calls return at once, allocate nothing and wait for nothing; work is ordered by `stream`.
 // Errors are those of the launches themselves; what goes wrong on the device shows at a later call,
-// as always with CUDA. Thread-safe for different plans and workspaces.
+// as always with CUDA. Thread-safe for different plans and workspaces. REQUIRES: the device of the
+// plan is the calling thread's current one, and `stream` belongs to it.
 #ifndef FLASHBIAS_KERNELS_CUDA_ATTENTION_LAUNCH_H_
 #define FLASHBIAS_KERNELS_CUDA_ATTENTION_LAUNCH_H_
 

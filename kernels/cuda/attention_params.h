@@ -57,7 +57,7 @@ struct SequenceParams {
   // head + t % heads_per_tile. More than 1 only where those heads share a key/value head.
   int32_t heads_per_tile;
   int32_t num_splits;      // parts that the keys are cut into; 1: results go straight to o
-  int32_t keys_per_split;  // a multiple of the kernel's key tile
+  int32_t keys_per_split;  // a multiple of the kernel's key tile; kv_len where num_splits is 1
   float softmax_scale;     // finite
   // ln(eps), or ln(eps / 2) where a row may see keys on both sides; -infinity: skip nothing.
   float log_eps_per_side;

@@ -79,15 +79,23 @@ double ExpectedSaving(const AttentionProblem& problem, int64_t sequence) {
 }
 
 bool SkippingPays(const AttentionProblem& problem, int64_t sequence) {
-  const auto key_bytes = static_cast<double>(problem.sequences[sequence].kv_len) *
-                         problem.num_kv_heads * problem.head_dim * 2;
+  const Sequence& s = problem.sequences[sequence];
+  const double most = static_cast<double>(s.q_len) * s.kv_len * problem.num_q_heads;
+  if (most <= kElementsPerKeyPass) return false;
+  const auto key_bytes =
+      static_cast<double>(s.kv_len) * problem.num_kv_heads * problem.head_dim * 2;
   return ExpectedSaving(problem, sequence) > kElementsPerKeyPass + kElementsPerKeyByte * key_bytes;
 }
 
 bool HopperServes(const AttentionProblem& p) {
   if (p.bias_kind == BiasKind::kLowRank) return false;
-  if (!(p.softmax_scale > 0) || !std::isfinite(1.0f / p.softmax_scale)) return false;
+  // Both the scale in base 2 and its inverse are used.
+  if (!(p.softmax_scale > 0) || !std::isfinite(1.0f / p.softmax_scale) ||
+      !std::isfinite(2 * p.softmax_scale)) {
+    return false;
+  }
   if (!HasAlibi(p)) return true;
+  if (p.dtype == DType::kFloat16 && p.softmax_scale > hopper::kMaxFloat16Scale) return false;
   const size_t count = p.num_q_heads * (p.alibi.per_sequence ? p.sequences.size() : 1);
   return std::all_of(p.alibi.slopes, p.alibi.slopes + count, [&](float slope) {
     return std::fabs(slope) <= hopper::kMaxSlopeOverScale * p.softmax_scale;
@@ -454,7 +462,9 @@ hopper::HostPlan AttentionPlan::hopper_plan() const {
           .tensor_maps =
               reinterpret_cast<const hopper::SequenceTensorMaps*>(host + layout_.tensor_maps),
           .items = items_.data(),
-          .slopes = slopes_.empty() ? nullptr : slopes_.data(),
+          .slopes = unbound_.empty() || unbound_[0].slopes == kNone
+                        ? nullptr
+                        : slopes_.data() + unbound_[0].slopes,
           .after_key_norms = key_norm_blocks_ > 0};
 }
 

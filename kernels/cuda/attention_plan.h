@@ -69,8 +69,9 @@ class AttentionPlan {
   size_t staging_bytes() const { return layout_.end_of_upload; }
   size_t workspace_bytes() const { return layout_.end; }
 
-  // Writes the staging_bytes() that UploadPlan copies to the start of `workspace`, which must be
-  // aligned to 256 bytes. INTERNAL: the driver refused to encode a tensor map.
+  // Writes the staging_bytes() that UploadPlan copies to the start of `workspace`; both must be
+  // aligned to 256 bytes. Every launch reads the staging memory again, on the host: it must stay as
+  // it is until the last one was enqueued. INTERNAL: the driver refused to encode a tensor map.
   absl::Status Bind(void* staging, void* workspace);
 
   // Where the device adds up tile counts, in the bound workspace: [number of problems]. UploadPlan

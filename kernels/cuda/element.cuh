@@ -10,6 +10,10 @@
 
 namespace flashbias::cuda {
 
+// Squares of bf16 values may vanish in fp32, each by less than 2^-149: what 128 of them may miss,
+// for sums of squares that must not be too small.
+inline constexpr float kVanishedSquares = 0x1p-142f;
+
 // Two elements in one register, the first in the low half.
 template <typename T>
 __device__ inline uint32_t PackPair(float first, float second) {

@@ -13,8 +13,6 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kRowsInFlight = 8;  // 16-byte loads that a thread has under way
 constexpr int kScanTiles = 8;     // loads of 32 tiles that a scanning warp has under way
 
-// Squares of bf16 values may vanish in fp32, each by less than 2^-149.
-constexpr float kVanishedSquares = 0x1p-142f;
 // More than the rounding of a sum of 128 squares.
 constexpr float kRoundUp = 1.0f + 2e-5f;
 

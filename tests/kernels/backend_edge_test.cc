@@ -111,18 +111,21 @@ TEST(BackendEdge, NanInAFactorStaysWithItsKey) {
 
 // |k|^2 is 0 in fp32, |k| is not: a far key with all the mass must not be skipped.
 TEST(BackendEdge, NormsWhoseSquaresUnderflow) {
-  AttentionCase c = FewHeads(200, 1000);
-  c.softmax_scale = 1e25f;
-  OwnedProblem owned = Materialise(c);
-  std::fill_n(static_cast<float*>(owned.q()), owned.q_elements(), 1.0f);
-  auto* k = static_cast<float*>(owned.k());
-  std::fill_n(k, owned.kv_elements(), 0.0f);
-  const int64_t width = int64_t{c.num_kv_heads} * c.head_dim;
-  std::fill_n(k + 100 * width, width, 1e-23f);
-  // fp16 cannot hold such keys.
-  if (ServedDType(c.dtype) != c.dtype) owned = owned.RoundedTo(DType::kBFloat16);
-  ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
-  EXPECT_TRUE(MatchesOracle(owned, 1e-4));
+  constexpr float kTiny = 1e-23f;
+  for (const bool tiny_keys : {true, false}) {
+    AttentionCase c = FewHeads(200, 1000);
+    c.softmax_scale = 1e25f;
+    OwnedProblem owned = Materialise(c);
+    std::fill_n(static_cast<float*>(owned.q()), owned.q_elements(), tiny_keys ? 1.0f : kTiny);
+    auto* k = static_cast<float*>(owned.k());
+    std::fill_n(k, owned.kv_elements(), 0.0f);
+    const int64_t width = int64_t{c.num_kv_heads} * c.head_dim;
+    std::fill_n(k + 100 * width, width, tiny_keys ? kTiny : 1.0f);
+    // fp16 cannot hold such values.
+    if (ServedDType(c.dtype) != c.dtype) owned = owned.RoundedTo(DType::kBFloat16);
+    ASSERT_TRUE(RunAndWait(BackendUnderTest(), owned).ok());
+    EXPECT_TRUE(MatchesOracle(owned, 1e-4)) << tiny_keys;
+  }
 }
 
 TEST(BackendEdge, RowsWithoutKeysAreZeroBesideInfiniteValues) {

@@ -369,7 +369,13 @@ TEST(CudaPlanFamily, WhatHopperCannotDoFallsBack) {
   negative_scale.softmax_scale = -0.1f;
   AttentionCase tiny_scale = Case(300, 300);
   tiny_scale.softmax_scale = 1e-30f;
-  for (const AttentionCase& c : {low_rank, negative_scale, tiny_scale}) {
+  AttentionCase large_scale = Case(300, 300);  // slope / scale is lost in fp16
+  large_scale.softmax_scale = 4096;
+  AttentionCase largest_scale = Case(300, 300);  // overflows in base 2
+  largest_scale.bias = BiasKind::kNone;
+  largest_scale.softmax_scale = 3e38f;
+  for (const AttentionCase& c :
+       {low_rank, negative_scale, tiny_scale, large_scale, largest_scale}) {
     EXPECT_EQ(FamilyOf(c, Family::kHopper), KernelFamily::kPortable) << Describe(c);
     EXPECT_EQ(FamilyOf(c), KernelFamily::kPortable) << Describe(c);
   }
@@ -384,6 +390,25 @@ TEST(CudaPlanFamily, WhatHopperCannotDoFallsBack) {
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_EQ(plan->family(), KernelFamily::kPortable) << slope;
   }
+}
+
+// The launch argument carries the slopes of a plan's only sequence: its own.
+TEST(CudaPlanHopper, SlopesAreThoseOfTheFirstSequence) {
+  AttentionCase without_sequences = Case(0, 0);
+  without_sequences.sequences.clear();
+  AttentionCase alibi = Case(300, 300);
+  alibi.slopes = SlopeKind::kStandard;
+  AttentionCase no_bias = Case(300, 300);
+  no_bias.bias = BiasKind::kNone;
+  const absl::StatusOr<AttentionPlan> plan =
+      Plan({without_sequences, alibi}, {.family = Family::kHopper});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const std::vector<float> slopes = support::MakeSlopes(alibi.slopes, alibi.num_q_heads);
+  EXPECT_TRUE(std::equal(slopes.begin(), slopes.end(), plan->hopper_plan().slopes));
+  const absl::StatusOr<AttentionPlan> unbiased =
+      Plan({without_sequences, no_bias}, {.family = Family::kHopper});
+  ASSERT_TRUE(unbiased.ok()) << unbiased.status();
+  EXPECT_EQ(unbiased->hopper_plan().slopes, nullptr);
 }
 
 TEST(CudaPlanFamily, AFewRowsGoToTheKernelThatSplitsKeys) {

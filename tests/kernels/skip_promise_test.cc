@@ -113,6 +113,18 @@ std::vector<Attack> Attacks(float largest) {
            }
          }
        }},
+      // Far keys that outweigh the near ones, in two tiles beside each other.
+      {"strong_keys_ahead",
+       [](OwnedProblem* owned) {
+         for (int head = 0; head < kHeads; ++head) {
+           for (int64_t i = 0; i < kLength; ++i) {
+             std::fill_n(RowOf(owned->q(), i, head), kHeadDim, 0.0f);
+             std::fill_n(RowOf(owned->k(), i, head), kHeadDim, 0.0f);
+             RowOf(owned->q(), i, head)[0] = 4.0f;
+             RowOf(owned->k(), i, head)[0] = i < 128 || i >= 384 ? 0.0f : (i < 256 ? 80.0f : 40.0f);
+           }
+         }
+       }},
       {"growing_key_norms",
        [](OwnedProblem* owned) {
          for (int head = 0; head < kHeads; ++head) {
@@ -150,6 +162,7 @@ struct Setting {
 constexpr Setting kSettings[] = {
     {"causal", {.causal = true}, 0, 0},
     {"two_sided", {.causal = false}, 0, 0},
+    {"between_tiles_two_sided", {.causal = false}, 64, 0},
     {"window", {.causal = true, .left_window = 700}, 0, 0},
     {"two_sided_window", {.causal = false, .left_window = 300}, 0, 0},
     {"keys_before", {.causal = true}, 900, 0},

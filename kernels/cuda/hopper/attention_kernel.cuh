@@ -3,6 +3,7 @@
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_ATTENTION_KERNEL_CUH_
 
 #include <algorithm>
+#include <atomic>
 
 #include "kernels/cuda/hopper/consumer.cuh"
 #include "kernels/cuda/hopper/producer.cuh"
@@ -101,12 +102,33 @@ KernelParams MakeKernelParams(const HostPlan& plan, int num_blocks) {
   return params;
 }
 
+// Once a device: what the kernel needs beyond its defaults.
+template <typename Element, int kHeadDim>
+cudaError_t Configure() {
+  using L = Layout<kHeadDim>;
+  static std::atomic<uint64_t> configured{0};  // a bit a device
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((configured.load(std::memory_order_acquire) & bit) != 0) return cudaSuccess;
+  auto* const kernel = AttentionKernel<Element, kHeadDim>;
+  cudaFuncAttributes attributes;
+  error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  // The consumers would wait for ever for registers that the launch does not bring.
+  if (attributes.numRegs != L::kLaunchRegisters) return cudaErrorInvalidKernelImage;
+  error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes);
+  if (error != cudaSuccess) return error;
+  configured.fetch_or(bit, std::memory_order_release);
+  return cudaSuccess;
+}
+
 template <typename Element, int kHeadDim>
 cudaError_t Launch(const HostPlan& plan, int num_sms, cudaStream_t stream) {
   using L = Layout<kHeadDim>;
-  auto* const kernel = AttentionKernel<Element, kHeadDim>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes);
+  const cudaError_t error = Configure<Element, kHeadDim>();
   if (error != cudaSuccess) return error;
   const int num_blocks = std::min(plan.params.num_items, num_sms);
   const KernelParams params = MakeKernelParams<kHeadDim>(plan, num_blocks);
@@ -120,7 +142,7 @@ cudaError_t Launch(const HostPlan& plan, int num_sms, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = plan.after_key_norms ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, params);
+  return cudaLaunchKernelEx(&config, AttentionKernel<Element, kHeadDim>, params);
 }
 
 }  // namespace flashbias::cuda::hopper

@@ -38,7 +38,7 @@ class Consumer {
   static constexpr int kOutputs = L::kValueColumns / 2;  // a lane's
 
   // The running softmax of a lane's two rows.
-  struct Rows {
+  struct RowSums {
     float output[kOutputs];
     float max0;
     float max1;
@@ -74,7 +74,7 @@ class Consumer {
     *L::Rows(shared_, index_) = MakeLaneRows(info, row);
     JoinConsumer(index_);
 
-    Rows rows;
+    RowSums rows;
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) rows.output[i] = 0;
     rows.max0 = rows.max1 = kNoMaximum;
@@ -105,8 +105,8 @@ class Consumer {
 
   __device__ TileBounds MakeBounds(const ItemInfo& info) const {
     const int first_row = info.q_begin + index_ * kRowsPerConsumer;
-    const AdmittedKeys first = KeysOfRow(info, first_row);
-    const AdmittedKeys last = KeysOfRow(info, first_row + kRowsPerConsumer - 1);
+    const VisibleKeys first = KeysOfRow(info, first_row);
+    const VisibleKeys last = KeysOfRow(info, first_row + kRowsPerConsumer - 1);
     TileBounds bounds{.plain_first = last.first,
                       .plain_last = min(first.last, first.position) - (kKeyTileKeys - 1),
                       .next_check = FirstCheck(info),
@@ -119,7 +119,7 @@ class Consumer {
                       .first_row = first.position,
                       .last_row = last.position};
     if (first_row >= info.q_len) {
-      bounds.last_key = bounds.first_key - 1;
+      bounds.last_key = -1;
       bounds.plain_last = bounds.plain_first - 1;
     }
     return bounds;
@@ -170,7 +170,7 @@ class Consumer {
 
   // False: no row needs the tile, and only the token went round.
   __device__ __forceinline__ bool ComputeTile(const ItemInfo& info, const TileBounds& bounds,
-                                              int row, int tile, Rows& rows) {
+                                              int row, int tile, RowSums& rows) {
     if (tile >= bounds.plain_first && tile <= bounds.plain_last) {
       ComputePlainTile(info, tile, rows);
       return true;
@@ -187,7 +187,7 @@ class Consumer {
   }
 
   // A tile on the left of all rows that every row sees whole.
-  __device__ __forceinline__ void ComputePlainTile(const ItemInfo& info, int tile, Rows& rows) {
+  __device__ __forceinline__ void ComputePlainTile(const ItemInfo& info, int tile, RowSums& rows) {
     float scores[kScores];
     ComputeScores(scores, false);
     const LaneRows* const lane = L::Rows(shared_, index_);
@@ -203,7 +203,7 @@ class Consumer {
   }
 
   __device__ __forceinline__ void ComputeAnyTile(const ItemInfo& info, const TileBounds& bounds,
-                                                 int row, int tile, Rows& rows) {
+                                                 int row, int tile, RowSums& rows) {
     const int tile_last = tile + kKeyTileKeys - 1;
     // With a causal mask what is on the right is masked, and needs no bias of its own.
     const bool two_sided = info.causal == 0 && tile_last > bounds.first_row;
@@ -235,7 +235,7 @@ class Consumer {
 
   // Makes the tile's largest logits the rows' maxima where they are larger.
   __device__ __forceinline__ void RaiseMaxima(const ItemInfo& info, const float (&scores)[kScores],
-                                              float bias0, float bias1, Rows& rows) {
+                                              float bias0, float bias1, RowSums& rows) {
     const float scale_log2 = info.scale_log2;
     float highest0;
     float highest1;
@@ -249,7 +249,7 @@ class Consumer {
 
   // From scores to the rows' new sums and output. A row's bias is what its scores lack.
   __device__ __forceinline__ void FinishTile(const ItemInfo& info, float (&scores)[kScores],
-                                             float bias0, float bias1, Rows& rows) {
+                                             float bias0, float bias1, RowSums& rows) {
     const float scale_log2 = info.scale_log2;
     uint32_t probabilities[kProbabilities];
     TakeToken();
@@ -305,7 +305,7 @@ class Consumer {
     Pin(output);
   }
 
-  __device__ static __forceinline__ void Rescale(float factor0, float factor1, Rows& rows) {
+  __device__ static __forceinline__ void Rescale(float factor0, float factor1, RowSums& rows) {
     rows.sum0 *= factor0;
     rows.sum1 *= factor1;
 #pragma unroll
@@ -318,13 +318,13 @@ class Consumer {
   }
 
   // All lanes of a quad get it, and must ask together.
-  __device__ static float RowSum(const Rows& rows, int half) {
+  __device__ static float RowSum(const RowSums& rows, int half) {
     if constexpr (L::kSumsByOnes) return rows.output[kHeadDim / 2 + 2 * half];
     return QuadSum(half == 0 ? rows.sum0 : rows.sum1);
   }
 
   // Writes both rows of the output and their log-sum-exp.
-  __device__ __forceinline__ void Store(const ItemInfo& info, int first_row, const Rows& rows) {
+  __device__ __forceinline__ void Store(const ItemInfo& info, int first_row, const RowSums& rows) {
     const float sums[2] = {RowSum(rows, 0), RowSum(rows, 1)};
     const int64_t row_elements = static_cast<int64_t>(info.num_q_heads) * info.head_dim;
     const int lane_column = 2 * (threadIdx.x % 4);

@@ -2,7 +2,8 @@
 //
 // Serves fp16 and bf16, ALiBi of either sign or no bias, every mask, grouped heads. Not: low-rank
 // biases, keys split over thread blocks, a softmax_scale that is not positive, slopes of more than
-// kMaxSlopeOverScale times it; those are the portable kernel's.
+// kMaxSlopeOverScale times it, ALiBi in fp16 with a scale above kMaxFloat16Scale; those are the
+// portable kernel's.
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_HOPPER_ATTENTION_H_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_HOPPER_ATTENTION_H_
 
@@ -24,6 +25,8 @@ struct SequenceTensorMaps {
 inline constexpr int kKeyTileKeys = 128;
 // Slope and scale enter the tensor cores as their quotient, in 16 bits.
 inline constexpr float kMaxSlopeOverScale = 16384.0f;
+// Its smallest part is a multiple of 2^-24 in fp16; a large scale would make that visible.
+inline constexpr float kMaxFloat16Scale = 64.0f;
 
 // Query rows of one work item.
 constexpr int QueryTileRows(int padded_head_dim) {

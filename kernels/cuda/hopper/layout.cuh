@@ -29,7 +29,6 @@ struct ItemInfo {
   int window_diagonal;
   int causal;
   int first_tile;  // where the walk starts: leftwards from it, then rightwards
-  int last_key;    // that any row may see
   int num_q_heads;
   int head_dim;
   int problem;
@@ -62,7 +61,7 @@ struct alignas(16) TileBounds {
   int left_limit;      // keys at or before it are negligible
   int right_limit;     // keys at or after it are negligible
   int first_key;       // of any row
-  int last_key;        // of any row; below first_key: none
+  int last_key;        // of any row; -1: no rows
   int interior_begin;  // tiles within [interior_begin, interior_end] need no mask
   int interior_end;
   int first_row;  // key row at which the first query row stands

@@ -30,16 +30,17 @@ __device__ __forceinline__ float QueryNorm(const char* queries, int row) {
       }
     }
   }
-  return sqrtf(QuadSum(squares)) * (1.0f + 1e-5f);
+  return sqrtf(QuadSum(squares) + kVanishedSquares) * (1.0f + 2e-5f);
 }
 
-// Distance in keys, from the row's reference, at and beyond which a side is negligible; half of
-// kNoLimit: never. The slack covers fp32 rounding of norms, logits and sums; NaN keeps everything.
+// Distance in keys, from the row's reference, at and beyond which a side is negligible; kNoLimit:
+// never. The slack covers the rounding of norms, logits and sums, of bf16 weights too; NaN keeps
+// everything.
 __device__ __forceinline__ int NegligibleFrom(const ItemInfo& info, float reach, float key_norm,
                                               float lse) {
-  const float excess = fmaf(reach, key_norm, 2e-3f - info.log2_budget) - lse;
+  const float excess = fmaf(reach, key_norm, 5e-3f - info.log2_budget) - lse;
   const float distance = excess * info.keys_per_log2 * (1.0f + 1e-6f);
-  if (!(distance < static_cast<float>(kNoLimit / 2))) return kNoLimit / 2;
+  if (!(distance < static_cast<float>(kNoLimit))) return kNoLimit;
   return __float2int_ru(fmaxf(distance, 0.0f)) + 1;
 }
 
@@ -89,8 +90,11 @@ __device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slo
       tiles_left = (tile - max(left, bounds->first_key)) / kKeyTileKeys;
     }
     if (has_right) {
+      // What the bound covers begins at the frontier: before it there may be tiles on this
+      // consumer's right that the leftward walk has yet to reach.
       const int right =
-          min(bounds->right_limit, max(max(votes[4], votes[5]), max(votes[6], votes[7])));
+          max(right_frontier,
+              min(bounds->right_limit, max(max(votes[4], votes[5]), max(votes[6], votes[7]))));
       bounds->right_limit = right;
       *const_cast<volatile int*>(&info.right_limit[consumer]) = right;
       tiles_left += (min(right, bounds->last_key) - right_frontier) / kKeyTileKeys;

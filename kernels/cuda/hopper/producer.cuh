@@ -102,7 +102,6 @@ class Producer {
     info->window_diagonal = s.window_diagonal;
     info->causal = s.causal;
     info->first_tile = span.first_tile;
-    info->last_key = span.last_key;
     info->num_q_heads = s.num_q_heads;
     info->head_dim = s.head_dim;
     info->problem = s.problem;

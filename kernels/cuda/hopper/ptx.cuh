@@ -1,6 +1,6 @@
 // The PTX instructions of Hopper that the attention kernel is made of, one wrapper each.
 //
-// PTX ISA 8.0 and up: wgmma (9.7.15), cp.async.bulk.tensor (9.7.9.25), mbarrier (9.7.13.15),
+// PTX ISA 8.3 and up: wgmma (9.7.15), cp.async.bulk.tensor (9.7.9.25), mbarrier (9.7.13.15),
 // setmaxnreg (9.7.19.5), griddepcontrol (9.7.13.13). Device code, private to this folder.
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_PTX_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_PTX_CUH_

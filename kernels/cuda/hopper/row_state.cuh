@@ -1,10 +1,10 @@
 // What one lane knows of its two query rows (lane / 4 and lane / 4 + 8 of its warp's 16).
 //
-// Logits are kept in log2 and relative: a row's reference is its admitted key with the largest
-// bias (the nearest one where the slope is not negative, else the farthest), and
+// Logits are kept in log2 and relative. With c = scale log2(e), s = slope log2(e), and as a row's
+// reference its admitted key with the largest bias (the nearest one where the slope is not
+// negative, else the farthest),
 //
-//   x[i, j] = c <q_i, k_j> - s (|p_i - j| - |p_i - reference_i|),   c = scale log2(e), s = slope
-//   log2(e)
+//   x[i, j] = c <q_i, k_j> - s (|p_i - j| - |p_i - reference_i|)
 //
 // so that positions far from the keys cost no accuracy. On the left of the row that is
 // c <q, k> - s (left - j), on its right c <q, k> - s (j - right).
@@ -19,15 +19,15 @@ namespace flashbias::cuda::hopper {
 inline constexpr float kNoMaximum = -1e30f;
 
 // The keys that query row `row` may see; first > last: none. Rows past the end count as the last.
-struct AdmittedKeys {
+struct VisibleKeys {
   int position;  // key row at which the query stands
   int first;
   int last;
 };
 
-__device__ __forceinline__ AdmittedKeys KeysOfRow(const ItemInfo& info, int row) {
+__device__ __forceinline__ VisibleKeys KeysOfRow(const ItemInfo& info, int row) {
   row = min(row, info.q_len - 1);
-  AdmittedKeys keys;
+  VisibleKeys keys;
   keys.position = row + info.diagonal;
   keys.first = max(0, row + info.window_diagonal);
   keys.last = info.causal != 0 ? min(info.kv_len - 1, keys.position) : info.kv_len - 1;
@@ -40,8 +40,7 @@ struct Reference {
   int key;    // the reference itself
 };
 
-__device__ __forceinline__ Reference ReferenceOfRow(const ItemInfo& info,
-                                                    const AdmittedKeys& keys) {
+__device__ __forceinline__ Reference ReferenceOfRow(const ItemInfo& info, const VisibleKeys& keys) {
   const int nearest = min(max(keys.position, keys.first), keys.last);
   if (info.slope >= 0) return {nearest, nearest, nearest};
   // Not between its keys: all are on one side, and the farthest is the other end.

@@ -31,7 +31,7 @@ __device__ __forceinline__ void ApplyMask(float (&scores)[kScores], const ItemIn
   const int lane_begin = tile + 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const AdmittedKeys keys = KeysOfRow(info, row + 8 * half);
+    const VisibleKeys keys = KeysOfRow(info, row + 8 * half);
     const uint32_t admitted =
         ColumnsUpTo(keys.last - lane_begin) & ~ColumnsUpTo(keys.first - 1 - lane_begin);
 #pragma unroll
@@ -49,7 +49,7 @@ __device__ __forceinline__ void BendRamp(float (&scores)[kScores], const ItemInf
   const int lane_begin = tile + 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const AdmittedKeys keys = KeysOfRow(info, row + 8 * half);
+    const VisibleKeys keys = KeysOfRow(info, row + 8 * half);
     const Reference reference = ReferenceOfRow(info, keys);
     const int position = keys.position - lane_begin;
     const auto turn = static_cast<float>(reference.left + reference.right - 2 * lane_begin);

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "absl/strings/str_cat.h"
 
@@ -11,21 +12,25 @@ namespace {
 
 using EncodeFunction = decltype(&cuTensorMapEncodeTiled);
 
-// The driver is not linked: the same binary runs where there is none.
+// The driver is not linked: the same binary runs where there is none. Null: not there.
 EncodeFunction FindEncode() {
+  static std::atomic<EncodeFunction> found{nullptr};
+  if (const EncodeFunction known = found.load(std::memory_order_relaxed)) return known;
   void* function = nullptr;
   cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
   const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
                                                              12000, cudaEnableDefault, &result);
   if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
-  return reinterpret_cast<EncodeFunction>(function);
+  const auto encode = reinterpret_cast<EncodeFunction>(function);
+  found.store(encode, std::memory_order_relaxed);
+  return encode;
 }
 
 }  // namespace
 
 absl::Status EncodeTensorMaps(const SequenceParams& sequence, DType dtype, int padded_head_dim,
                               SequenceTensorMaps* maps) {
-  static const EncodeFunction encode_tiled = FindEncode();
+  const EncodeFunction encode_tiled = FindEncode();
   if (encode_tiled == nullptr) {
     return absl::InternalError("the CUDA driver offers no cuTensorMapEncodeTiled");
   }

@@ -167,7 +167,7 @@ class ItemRun {
       }
       squares = SumOfQuad(squares);
       // Squares may vanish in fp32, each by less than 2^-149; the bound must not come out below.
-      rows_[i].q_norm = fabsf(scale_) * sqrtf(squares + 0x1p-142f) * (1.0f + 2e-5f);
+      rows_[i].q_norm = fabsf(scale_) * sqrtf(squares + kVanishedSquares) * (1.0f + 2e-5f);
     }
   }
 
