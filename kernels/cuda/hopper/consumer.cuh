@@ -7,6 +7,7 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_CONSUMER_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_CONSUMER_CUH_
 
+#include "kernels/cuda/hopper/epilogue.cuh"
 #include "kernels/cuda/hopper/kernel_params.h"
 #include "kernels/cuda/hopper/limits.cuh"
 #include "kernels/cuda/hopper/softmax.cuh"
@@ -35,16 +36,8 @@ class Consumer {
   }
 
  private:
-  static constexpr int kOutputs = L::kValueColumns / 2;  // a lane's
-
-  // The running softmax of a lane's two rows.
-  struct RowSums {
-    float output[kOutputs];
-    float max0;
-    float max1;
-    float sum0;  // of this lane's columns; unused where sums come from the ones
-    float sum1;
-  };
+  using RowSums = hopper::RowSums<kHeadDim>;
+  static constexpr int kOutputs = RowSums::kOutputs;
 
   __device__ static int LaneRow() {
     return threadIdx.x % kWarpgroupThreads / 32 * 16 + threadIdx.x % 32 / 4;
@@ -91,13 +84,13 @@ class Consumer {
       ++computed;
       if (computed == bounds->next_check) {
         UpdateLimits<kHeadDim>(shared_, index_, item_.slot(), tile, computed,
-                               rows.max0 + __log2f(RowSum(rows, 0)),
-                               rows.max1 + __log2f(RowSum(rows, 1)));
+                               rows.max0 + __log2f(SumOfRow(rows, 0)),
+                               rows.max1 + __log2f(SumOfRow(rows, 1)));
       }
     }
     ReleaseTile();
 
-    Store(info, row, rows);
+    StoreRows<Element, kHeadDim>(info, row, rows);
     if (threadIdx.x % kWarpgroupThreads == 0) CountTiles(info, *bounds, computed);
     __syncwarp();
     if (threadIdx.x % 32 == 0) MbarrierArrive(L::ItemEmpty(base_, item_.slot()));
@@ -315,63 +308,6 @@ class Consumer {
       rows.output[i + 2] *= factor1;
       rows.output[i + 3] *= factor1;
     }
-  }
-
-  // All lanes of a quad get it, and must ask together.
-  __device__ static float RowSum(const RowSums& rows, int half) {
-    if constexpr (L::kSumsByOnes) return rows.output[kHeadDim / 2 + 2 * half];
-    return QuadSum(half == 0 ? rows.sum0 : rows.sum1);
-  }
-
-  // Writes both rows of the output and their log-sum-exp.
-  __device__ __forceinline__ void Store(const ItemInfo& info, int first_row, const RowSums& rows) {
-    const float sums[2] = {RowSum(rows, 0), RowSum(rows, 1)};
-    const int64_t row_elements = static_cast<int64_t>(info.num_q_heads) * info.head_dim;
-    const int lane_column = 2 * (threadIdx.x % 4);
-    const bool in_pairs = info.head_dim % 2 == 0 && IsAligned(info.o, 4);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + 8 * half;
-      if (row >= info.q_len) continue;
-      // A row's largest probability is never below 2^-8: without a sum it has no keys, and its
-      // output is zero whatever stood in values that it does not see.
-      const bool has_keys = sums[half] != 0;
-      const float factor = has_keys ? __fdividef(1.0f, sums[half]) : 0.0f;
-      auto* const to = static_cast<unsigned char*>(info.o) + row * row_elements * 2;
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        const int column = 8 * n + lane_column;
-        const uint32_t pair = PackPair<Element>(rows.output[4 * n + 2 * half] * factor,
-                                                rows.output[4 * n + 2 * half + 1] * factor);
-        if (in_pairs) {
-          if (column < info.head_dim) {
-            *reinterpret_cast<uint32_t*>(to + 2 * column) = has_keys ? pair : 0;
-          }
-        } else {
-          if (column < info.head_dim) StoreUnaligned16(to + 2 * column, has_keys ? pair : 0);
-          if (column + 1 < info.head_dim) {
-            StoreUnaligned16(to + 2 * column + 2, has_keys ? pair >> 16 : 0);
-          }
-        }
-      }
-      if (info.lse != nullptr && threadIdx.x % 4 == 0) {
-        info.lse[static_cast<int64_t>(row) * info.num_q_heads] =
-            has_keys ? LogSumExp(info, row, half == 0 ? rows.max0 : rows.max1, sums[half])
-                     : -INFINITY;
-      }
-    }
-  }
-
-  // Natural log, the reference's own bias included.
-  __device__ float LogSumExp(const ItemInfo& info, int row, float maximum, float sum) const {
-    constexpr float kLn2 = 0.693147180559945309f;
-    const float relative = (maximum + __log2f(sum)) * kLn2;
-    const int64_t position = row + info.exact_diagonal;
-    const int key = ReferenceOfRow(info, KeysOfRow(info, row)).key;
-    if (position == key) return relative;
-    // Exact in double, however far the reference is.
-    const double distance = fabs(static_cast<double>(position - key));
-    return static_cast<float>(relative - static_cast<double>(info.slope) * distance);
   }
 
   __device__ void CountTiles(const ItemInfo& info, const TileBounds& bounds, int computed) {
