@@ -45,6 +45,12 @@ struct Mask {
   int64_t left_window = 0;  // 0: unlimited; w > 0: i - j < w
 };
 
+// Whether the window hides any key. One wider than any distance hides none; asking first keeps sums
+// with left_window in range.
+inline bool HasLeftWindow(const Mask& mask) {
+  return mask.left_window > 0 && mask.left_window <= 4 * kMaxPosition;
+}
+
 enum class BiasKind : uint8_t { kNone, kAlibi, kLowRank };
 
 // bias[i, j] = -slope[h] * |i - j|, natural-log domain.

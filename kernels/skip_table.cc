@@ -16,8 +16,7 @@ KeyRange AdmittedKeys(const Sequence& sequence, const Mask& mask, int64_t first,
   const int64_t offset = sequence.query_start - sequence.key_start;  // positions in key rows
   KeyRange range{.begin = 0, .end = sequence.kv_len};
   if (mask.causal) range.end = std::min(range.end, offset + last + 1);
-  // A window wider than any distance admits everything; the test keeps the sum in range.
-  if (mask.left_window > 0 && mask.left_window <= 4 * kMaxPosition) {
+  if (HasLeftWindow(mask)) {
     range.begin = std::max(range.begin, offset + first - mask.left_window + 1);
   }
   if (range.begin >= range.end) return KeyRange{};

@@ -7,22 +7,19 @@
 #include "kernels/skip_table.h"
 
 namespace flashbias {
-namespace {
 
-// Farthest key that holds mass for a row of unit-variance logits, which stay within 12 nats; at
-// least a tile of keys, which is computed whole.
-double ExpectedReach(double slope, double eps) {
-  if (!(slope > 0) || !(eps > 0)) return std::numeric_limits<double>::infinity();
-  return std::max(64.0, (12.0 - std::log(eps)) / slope);
+double ExpectedReach(double slope, double log_eps) {
+  if (!(slope > 0)) return std::numeric_limits<double>::infinity();
+  return (12.0 - log_eps) / slope;
 }
-
-}  // namespace
 
 double ExpectedKeys(const AttentionProblem& problem, int64_t sequence, int head, int64_t q_row) {
   const KeyRange keys = AdmittedKeys(problem.sequences[sequence], problem.mask, q_row);
   const auto admitted = static_cast<double>(keys.end - keys.begin);
-  if (problem.bias_kind != BiasKind::kAlibi) return admitted;
-  const double reach = ExpectedReach(SlopesOf(problem, sequence)[head], problem.eps);
+  if (problem.bias_kind != BiasKind::kAlibi || !(problem.eps > 0)) return admitted;
+  // At least a tile of keys, which is computed whole.
+  const double reach = std::max(
+      64.0, ExpectedReach(SlopesOf(problem, sequence)[head], std::log(double{problem.eps})));
   return std::min(admitted, problem.mask.causal ? reach : 2 * reach);
 }
 

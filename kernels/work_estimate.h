@@ -11,6 +11,12 @@
 
 namespace flashbias {
 
+// Farthest key, in keys, that is expected to hold mass for a row on one side of the diagonal: the
+// row's logits are taken to have unit variance and so to stay within 12 nats. `log_eps` is the
+// natural log of the share of mass that this side may lose. Infinite for slopes that are not
+// positive.
+double ExpectedReach(double slope, double log_eps);
+
 // Estimated keys that row `q_row` of one sequence and head computes: those that the mask admits and
 // that skipping is expected to leave.
 double ExpectedKeys(const AttentionProblem& problem, int64_t sequence, int head, int64_t q_row);

@@ -19,7 +19,7 @@ constexpr int64_t kMaxRows = int64_t{1} << 30;
 constexpr size_t kAlignment = 256;
 
 // Score elements that an H200 computes while the pass over the keys is launched, and while it reads
-// a byte of them (measured: kernels/cuda/README.md).
+// a byte of them. Estimates, not measured.
 constexpr double kElementsPerKeyPass = 1.2e7;
 constexpr double kElementsPerKeyByte = 1.0;
 
@@ -148,9 +148,8 @@ absl::StatusOr<AttentionPlan> AttentionPlan::Create(absl::Span<const AttentionPr
     }
     if (GroupOf(problem, device, options) != plan.group_) {
       return absl::InvalidArgumentError(
-          "problems differ in dtype, padded head_dim, kind of bias or kernel family; accepted: one "
-          "of "
-          "each");
+          "problems differ in dtype, padded head_dim, kind of bias or kernel family; "
+          "accepted: one of each");
     }
     for (const Sequence& sequence : problem.sequences) {
       if (sequence.q_len > kMaxRows || sequence.kv_len > kMaxRows) {
@@ -200,7 +199,7 @@ void AttentionPlan::AddProblem(const AttentionProblem& problem, int index,
     s.exact_diagonal = sequence.query_start - sequence.key_start;
     s.diagonal = Clamp(s.exact_diagonal, kMaxRows);
     s.window_diagonal = kNoWindow;
-    if (problem.mask.left_window > 0 && problem.mask.left_window <= 4 * kMaxPosition) {
+    if (HasLeftWindow(problem.mask)) {
       s.window_diagonal = Clamp(s.exact_diagonal - problem.mask.left_window + 1, kMaxRows);
     }
     s.causal = problem.mask.causal ? 1 : 0;
@@ -334,8 +333,7 @@ void AttentionPlan::MakeItems(absl::Span<const AttentionProblem> problems) {
         // Each side's reach of one row, in keys; the tile's rows add their own extent.
         double reach = std::numeric_limits<double>::infinity();
         if (s.log_eps_per_side > -reach) {
-          const float slope = SlopesOf(problem, local)[head];
-          if (slope > 0) reach = (12.0 - s.log_eps_per_side) / slope;
+          reach = ExpectedReach(SlopesOf(problem, local)[head], s.log_eps_per_side);
         }
         for (int32_t q = 0; q < s.q_len; q += rows_per_tile) {
           const int64_t q_end = std::min<int64_t>(int64_t{q} + rows_per_tile, s.q_len);

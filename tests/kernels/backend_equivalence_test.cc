@@ -21,14 +21,6 @@ using support::SlopeKind;
 
 AttentionCase BigRandomCase(uint64_t seed) { return Served(support::BigRandomCase(seed)); }
 
-std::string RunAlone(AttentionBackend& backend, const AttentionCase& c) {
-  OwnedProblem owned = Materialise(c);
-  const absl::StatusOr<ProblemStats> stats = support::RunAndWait(backend, owned);
-  EXPECT_TRUE(stats.ok()) << stats.status();
-  EXPECT_EQ(owned.CheckOutputs(), "");
-  return owned.OutputBytes();
-}
-
 TEST(Equivalence, ABatchNeverChangesAnAnswer) {
   constexpr uint64_t kProblems = 24;
   std::vector<OwnedProblem> owned;
@@ -67,7 +59,7 @@ TEST(Equivalence, ABigOrOddNeighbourNeverChangesAnAnswer) {
   odd.softmax_scale = -0.1f;
   for (AttentionCase c : small) {
     c = Served(c);
-    const std::string alone = RunAlone(BackendUnderTest(), c);
+    const std::string alone = OutputBytesOf(BackendUnderTest(), c);
     for (const AttentionCase& neighbour : {big, odd}) {
       OwnedProblem owned = Materialise(c);
       OwnedProblem other = Materialise(Served(neighbour));
@@ -95,13 +87,13 @@ TEST(Equivalence, ConcurrentRunsDoNotDisturbEachOther) {
   constexpr uint64_t kThreads = 4;
   std::vector<std::string> expected;
   for (uint64_t seed = 0; seed < kThreads; ++seed) {
-    expected.push_back(RunAlone(BackendUnderTest(), BigRandomCase(seed)));
+    expected.push_back(OutputBytesOf(BackendUnderTest(), BigRandomCase(seed)));
   }
   std::vector<std::thread> threads;
   for (uint64_t seed = 0; seed < kThreads; ++seed) {
     threads.emplace_back([&, seed] {
       for (int repeat = 0; repeat < 5; ++repeat) {
-        EXPECT_TRUE(RunAlone(BackendUnderTest(), BigRandomCase(seed)) == expected[seed]);
+        EXPECT_TRUE(OutputBytesOf(BackendUnderTest(), BigRandomCase(seed)) == expected[seed]);
       }
     });
   }
@@ -117,9 +109,9 @@ TEST(Equivalence, AddressesAndWantedLseChangeNothing) {
     ASSERT_TRUE(support::RunAndWait(BackendUnderTest(), with_lse).ok());
     const std::string aligned = with_lse.OutputBytes();
     c.byte_offset = 3;
-    EXPECT_TRUE(RunAlone(BackendUnderTest(), c) == aligned) << Describe(c);
+    EXPECT_TRUE(OutputBytesOf(BackendUnderTest(), c) == aligned) << Describe(c);
     c.want_lse = false;
-    const std::string o = RunAlone(BackendUnderTest(), c);
+    const std::string o = OutputBytesOf(BackendUnderTest(), c);
     EXPECT_TRUE(o == aligned.substr(0, o.size())) << Describe(c);
   }
 }

@@ -177,7 +177,10 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options, const cuda::DeviceTraits& device,
                          BackendInfo info)
-    : options_(options), device_(device), info_(std::move(info)) {}
+    : launches_(options.launches),
+      plan_options_{.family = options.family, .skipping = options.skipping},
+      device_(device),
+      info_(std::move(info)) {}
 
 void CudaBackend::Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
                       Done done) {
@@ -186,12 +189,11 @@ void CudaBackend::Run(absl::Span<const AttentionProblem> problems, absl::Span<Pr
 
 absl::Status CudaBackend::RunGroups(absl::Span<const AttentionProblem> problems,
                                     absl::Span<ProblemStats> stats) {
-  const cuda::PlanOptions plan_options{.family = options_.family, .skipping = options_.skipping};
   std::vector<std::vector<size_t>> groups;
   for (size_t n = 0; n < problems.size(); ++n) {
-    const auto group = cuda::AttentionPlan::GroupOf(problems[n], device_, plan_options);
+    const auto group = cuda::AttentionPlan::GroupOf(problems[n], device_, plan_options_);
     const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& members) {
-      return cuda::AttentionPlan::GroupOf(problems[members.front()], device_, plan_options) ==
+      return cuda::AttentionPlan::GroupOf(problems[members.front()], device_, plan_options_) ==
              group;
     });
     if (same == groups.end()) {
@@ -222,8 +224,8 @@ absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
     on_device.push_back(*uploaded);
   }
 
-  absl::StatusOr<cuda::AttentionPlan> plan = cuda::AttentionPlan::Create(
-      on_device, device_, {.family = options_.family, .skipping = options_.skipping});
+  absl::StatusOr<cuda::AttentionPlan> plan =
+      cuda::AttentionPlan::Create(on_device, device_, plan_options_);
   if (!plan.ok()) return plan.status();
   ++(plan->family() == cuda::KernelFamily::kHopper ? hopper_plans_ : portable_plans_);
   DeviceMemory workspace;
@@ -236,7 +238,7 @@ absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
   FLASHBIAS_CUDA(cuda::UploadPlan(*plan, stream));
 
   unsigned long long launched = 0;
-  for (int launch = 0; launch < options_.launches; ++launch) {
+  for (int launch = 0; launch < launches_; ++launch) {
     for (DeviceProblem& problem : tensors) {
       FLASHBIAS_RETURN_IF_ERROR(problem.o.Poison(stream));
       FLASHBIAS_RETURN_IF_ERROR(problem.lse.Poison(stream));

@@ -55,7 +55,8 @@ class CudaBackend : public AttentionBackend {
   absl::Status RunGroup(absl::Span<const AttentionProblem> problems,
                         absl::Span<const size_t> members, absl::Span<ProblemStats> stats);
 
-  const CudaBackendOptions options_;
+  const int launches_;
+  const cuda::PlanOptions plan_options_;
   const cuda::DeviceTraits device_;
   const BackendInfo info_;
   std::atomic<int64_t> hopper_plans_ = 0;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/synchronization/notification.h"
+#include "gtest/gtest.h"
 
 namespace flashbias::support {
 
@@ -26,6 +27,14 @@ absl::StatusOr<ProblemStats> RunAndWait(AttentionBackend& backend, OwnedProblem&
       RunAndWait(backend, absl::MakeConstSpan(&owned.problem(), 1));
   if (!stats.ok()) return stats.status();
   return stats->front();
+}
+
+std::string OutputBytesOf(AttentionBackend& backend, const AttentionCase& test_case) {
+  OwnedProblem owned = Materialise(test_case);
+  const absl::StatusOr<ProblemStats> stats = RunAndWait(backend, owned);
+  EXPECT_TRUE(stats.ok()) << stats.status();
+  EXPECT_EQ(owned.CheckOutputs(), "");
+  return owned.OutputBytes();
 }
 
 }  // namespace flashbias::support
