@@ -145,10 +145,12 @@ class AttentionPlan {
   std::vector<float> slopes_;
   std::vector<KeyNormJob> key_norm_jobs_;
   std::vector<int> key_norm_sequences_;  // [key_norm_jobs]
+  std::vector<int> key_norm_counters_;   // [key_norm_jobs], the first of each
   std::vector<PackJob> pack_jobs_;
   std::vector<int64_t> pack_offsets_;  // [pack_jobs], bytes
   int64_t key_norm_floats_ = 0;
   int32_t key_norm_blocks_ = 0;
+  int32_t num_key_norm_counters_ = 0;
   int64_t packed_bytes_ = 0;
   int64_t partial_rows_ = 0;
 

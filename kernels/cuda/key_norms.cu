@@ -8,7 +8,7 @@
 namespace flashbias::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRowsInFlight = 8;  // 16-byte loads that a thread has under way
 constexpr int kScanTiles = 8;     // loads of 32 tiles that a scanning warp has under way
@@ -42,7 +42,8 @@ __device__ uint4 ColumnMask(int column, int head_dim) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-__device__ const KeyNormJob& JobOfBlock(const KeyNormParams& params, int block) {
+__device__ KeyNormJob JobOfBlock(const KeyNormParams& params, int block) {
+  if (params.num_jobs == 1) return params.only;
   int first = 0;
   int last = params.num_jobs - 1;
   while (first < last) {
@@ -56,17 +57,16 @@ __device__ const KeyNormJob& JobOfBlock(const KeyNormParams& params, int block) 
   return params.jobs[first];
 }
 
-// The largest |k|^2 of each head over one tile of keys, through `maxima` to both tables.
+// The largest |k|^2 of `heads` heads over one tile of keys, through `maxima` to both tables.
 //
 // A group of lanes reads a key of a head, 16 bytes a lane. Groups are laid out as [parts][heads],
 // so that those of one part read heads that lie side by side; parts share the tile's keys.
 template <typename T>
-__device__ void WriteTileMaxima(const KeyNormJob& job, int tile, float* maxima) {
+__device__ void WriteTileMaxima(const KeyNormJob& job, int tile, int first_head, int heads,
+                                float* maxima) {
   const int chunks = (job.head_dim + 7) / 8;
-  int lanes = 1;
-  while (lanes < chunks) lanes *= 2;
+  const int lanes = 32 / job.slice_heads;
   const int num_groups = kThreads / lanes;
-  const int heads = min(job.num_kv_heads, num_groups);
   const int parts = num_groups / heads;
   const int group = static_cast<int>(threadIdx.x) / lanes;
   const int chunk = static_cast<int>(threadIdx.x) % lanes;
@@ -77,42 +77,37 @@ __device__ void WriteTileMaxima(const KeyNormJob& job, int tile, float* maxima) 
   const int64_t key_stride = int64_t{job.num_kv_heads} * job.head_stride;  // elements
   const int begin = tile * kNormTileKeys;
   const int count = min(kNormTileKeys, job.kv_len - begin);
-  for (int pass = 0; pass < job.num_kv_heads; pass += heads) {
-    const int head = pass + group % heads;
-    const T* k = static_cast<const T*>(job.k) + begin * key_stride +
-                 int64_t{head} * job.head_stride + 8 * chunk;
-    float max = 0;
-    for (int first = 0; first < count; first += parts * kRowsInFlight) {
-      uint4 elements[kRowsInFlight];
+  const T* k = static_cast<const T*>(job.k) + begin * key_stride +
+               int64_t{first_head + group % heads} * job.head_stride + 8 * chunk;
+  float max = 0;
+  for (int first = 0; first < count; first += parts * kRowsInFlight) {
+    uint4 elements[kRowsInFlight];
 #pragma unroll
-      for (int i = 0; i < kRowsInFlight; ++i) {
-        const int key = first + part + i * parts;
-        const bool load = active && head < job.num_kv_heads && key < count;
-        elements[i] = load ? __ldg(reinterpret_cast<const uint4*>(k + key * key_stride))
-                           : make_uint4(0, 0, 0, 0);
-      }
+    for (int i = 0; i < kRowsInFlight; ++i) {
+      const int key = first + part + i * parts;
+      const bool load = active && key < count;
+      elements[i] = load ? __ldg(reinterpret_cast<const uint4*>(k + key * key_stride))
+                         : make_uint4(0, 0, 0, 0);
+    }
 #pragma unroll
-      for (int i = 0; i < kRowsInFlight; ++i) {
-        float sum = SumOfSquares<T>(elements[i], mask);
-        for (int step = lanes / 2; step > 0; step /= 2) {
-          sum += __shfl_xor_sync(0xffffffffu, sum, step);
-        }
-        max = fmaxf(max, sum <= FLT_MAX ? sum : INFINITY);  // NaN counts as infinity
+    for (int i = 0; i < kRowsInFlight; ++i) {
+      float sum = SumOfSquares<T>(elements[i], mask);
+      for (int step = lanes / 2; step > 0; step /= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, step);
       }
+      max = fmaxf(max, sum <= FLT_MAX ? sum : INFINITY);  // NaN counts as infinity
     }
-    if (chunk == 0) maxima[group] = max;
-    __syncthreads();
-    const int writer = static_cast<int>(threadIdx.x);
-    if (writer < heads && pass + writer < job.num_kv_heads) {
-      float largest = 0;
-      for (int p = 0; p < parts; ++p) largest = fmaxf(largest, maxima[p * heads + writer]);
-      const float norm = sqrtf(fmaf(largest, kRoundUp, kVanishedSquares));
-      float* to = job.key_norms + int64_t{pass + writer} * job.norm_tiles + tile;
-      to[0] = norm;
-      to[int64_t{job.num_kv_heads} * job.norm_tiles] = norm;
-    }
-    __syncthreads();
   }
+  if (chunk == 0) maxima[group] = max;
+  __syncthreads();
+  const int writer = static_cast<int>(threadIdx.x);
+  if (writer >= heads) return;
+  float largest = 0;
+  for (int p = 0; p < parts; ++p) largest = fmaxf(largest, maxima[p * heads + writer]);
+  const float norm = sqrtf(fmaf(largest, kRoundUp, kVanishedSquares));
+  float* to = job.key_norms + int64_t{first_head + writer} * job.norm_tiles + tile;
+  to[0] = norm;
+  to[int64_t{job.num_kv_heads} * job.norm_tiles] = norm;
 }
 
 // Makes running maxima of a row of a table, from tile `first` on; a warp. Reads past the L1 cache:
@@ -151,25 +146,29 @@ __global__ void __launch_bounds__(kThreads)
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
   const KeyNormJob job = JobOfBlock(params, static_cast<int>(blockIdx.x));
-  WriteTileMaxima<T>(job, static_cast<int>(blockIdx.x) - job.first_block, maxima);
+  const int block = static_cast<int>(blockIdx.x) - job.first_block;
+  const int num_slices = (job.num_kv_heads + job.slice_heads - 1) / job.slice_heads;
+  const int slice = block % num_slices;
+  const int first_head = slice * job.slice_heads;
+  const int heads = min(job.slice_heads, job.num_kv_heads - first_head);
+  WriteTileMaxima<T>(job, block / num_slices, first_head, heads, maxima);
 
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    is_last = atomicAdd(job.done_blocks, 1u) == static_cast<unsigned>(job.norm_tiles) - 1;
+    is_last = atomicAdd(&job.done_blocks[slice], 1u) == static_cast<unsigned>(job.norm_tiles) - 1;
   }
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  if (threadIdx.x == 0) *job.done_blocks = 0;
-  const int num_rows = 2 * job.num_kv_heads;  // of both tables
-  for (int row = static_cast<int>(threadIdx.x) / 32; row < num_rows; row += kWarps) {
-    float* norms = job.key_norms + int64_t{row} * job.norm_tiles;
-    if (row < job.num_kv_heads) {
-      Scan(norms, job.norm_tiles, 0, 1);
-    } else {
-      Scan(norms, job.norm_tiles, job.norm_tiles - 1, -1);
-    }
+  if (threadIdx.x == 0) job.done_blocks[slice] = 0;
+  // Of both tables.
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < 2 * heads; row += kWarps) {
+    const bool backwards = row >= heads;
+    const int head = first_head + (backwards ? row - heads : row);
+    float* norms =
+        job.key_norms + (int64_t{backwards ? job.num_kv_heads : 0} + head) * job.norm_tiles;
+    Scan(norms, job.norm_tiles, backwards ? job.norm_tiles - 1 : 0, backwards ? -1 : 1);
   }
 }
 

@@ -11,7 +11,7 @@
 namespace flashbias::cuda::hopper {
 
 // The constant operands: ones beside the values, and the key side of the ramp, whose first three
-// columns count the tile's keys. By the consumers.
+// columns count the tile's keys, upwards and (for keys on the right) downwards. By the consumers.
 template <typename Element, int kHeadDim>
 __device__ void FillConstants(char* shared) {
   using L = Layout<kHeadDim>;
@@ -27,9 +27,11 @@ __device__ void FillConstants(char* shared) {
     // The 32-byte swizzle: rows 4 to 7 of every 8 have their halves exchanged.
     const bool holds_keys = i % 2 == key / 4 % 2;
     const auto position = static_cast<float>(key);
-    ramp[i] = holds_keys ? make_uint4(PackPair<Element>(position, position),
-                                      PackPair<Element>(position, 0), 0, 0)
-                         : make_uint4(0, 0, 0, 0);
+    constexpr uint32_t kSigns = 0x80008000u;
+    const uint32_t pair = holds_keys ? PackPair<Element>(position, position) : 0;
+    const uint32_t single = holds_keys ? PackPair<Element>(position, 0) : 0;
+    ramp[i] = make_uint4(pair, single, 0, 0);
+    ramp[i + L::kRampBytes / 16] = make_uint4(pair ^ kSigns, single ^ kSigns, 0, 0);
   }
   FenceAsyncProxy();
 }
@@ -38,13 +40,17 @@ template <int kHeadDim>
 __device__ void InitBarriers(uint32_t base) {
   using L = Layout<kHeadDim>;
   for (int stage = 0; stage < L::kStages; ++stage) {
-    MbarrierInit(L::TileFull(base, stage), 1);
-    MbarrierInit(L::TileEmpty(base, stage), 4 * L::kConsumers);
+    MbarrierInit(L::KeysFull(base, stage), 1);
+    MbarrierInit(L::KeysEmpty(base, stage), 4 * L::kConsumers);
+    if (L::kScoresAhead) {
+      MbarrierInit(L::ValuesFull(base, stage), 1);
+      MbarrierInit(L::ValuesEmpty(base, stage), 4 * L::kConsumers);
+    }
   }
   for (int buffer = 0; buffer < L::kBuffers; ++buffer) {
     MbarrierInit(L::ItemFull(base, buffer), 1);
     MbarrierInit(L::QueriesFull(base, buffer), 1);
-    MbarrierInit(L::ItemEmpty(base, buffer), 4 * L::kConsumers);
+    MbarrierInit(L::ItemEmpty(base, buffer), L::kConsumers * kWarpgroupThreads);
   }
   MbarrierInitFence();
 }

@@ -49,18 +49,35 @@ class Consumer {
     NamedBarrierArrive(TokenBarrier(to), 2 * kWarpgroupThreads);
   }
 
+  // Values have barriers of their own where scores run ahead of them.
+  __device__ void AwaitValues() {
+    if (L::kScoresAhead) MbarrierWait(L::ValuesFull(base_, tile_.slot()), tile_.parity());
+  }
+  // Scores are computed: the stage may get the keys of another tile.
+  __device__ void ReleaseKeys(const RingPosition<L::kStages>& position) {
+    if (L::kScoresAhead && threadIdx.x % 32 == 0) {
+      MbarrierArrive(L::KeysEmpty(base_, position.slot()));
+    }
+  }
+  // And of the values, or, where both are one, of the keys too.
   __device__ void ReleaseTile() {
-    __syncwarp();  // every lane has read what the producer may now overwrite
-    if (threadIdx.x % 32 == 0) MbarrierArrive(L::TileEmpty(base_, tile_.slot()));
+    if (threadIdx.x % 32 == 0) MbarrierArrive(L::ValuesEmpty(base_, tile_.slot()));
     tile_.Advance();
+  }
+  // A tile that nothing was computed of. Only full stages may be released: an early arrival would
+  // count for the tile before.
+  __device__ void DropTile() {
+    AwaitValues();
+    __syncwarp();  // one lane releases for all
+    ReleaseKeys(tile_);
+    ReleaseTile();
   }
 
   // One work item.
   __device__ __forceinline__ void Compute(const ItemInfo& info) {
     const int row = info.q_begin + index_ * kRowsPerConsumer + LaneRow();  // and row + 8
-    TileBounds* const bounds = L::Bounds(shared_, index_);
-    // All warps have left the last item before its bounds go.
-    JoinConsumer(index_);
+    // Bounds and ramp are a buffer's: what they replace no warp has read since the last join.
+    TileBounds* const bounds = L::Bounds(shared_, item_.slot(), index_);
     if (threadIdx.x % kWarpgroupThreads == 0) *bounds = MakeBounds(info);
     FillRampQueries(info.slope_in_scores);
     MbarrierWait(L::QueriesFull(base_, item_.slot()), item_.parity());
@@ -74,26 +91,38 @@ class Consumer {
     rows.sum0 = rows.sum1 = 0;
     int computed = 0;
 
-    for (;;) {
-      MbarrierWait(L::TileFull(base_, tile_.slot()), tile_.parity());
-      const int tile = L::Tiles(shared_)[tile_.slot()];
-      if (tile == kEndOfItem) break;
-      const bool needed = ComputeTile(info, *bounds, row, tile, rows);
+    for (int tile = AwaitTile(tile_); tile != kEndOfItem; tile = next_tile_) {
+      if (IsPlain(*bounds, tile)) {
+        ComputePlainTiles(info, *bounds, tile, computed, rows);
+      } else if (IsNeeded(*bounds, tile)) {
+        ComputeCutTile(info, *bounds, row, tile, computed == 0, rows);
+      } else {
+        TakeToken();
+        PassToken();
+        next_tile_ = AwaitTile(tile_.Next());
+        DropTile();
+        continue;
+      }
       ReleaseTile();
-      if (!needed) continue;
       ++computed;
       if (computed == bounds->next_check) {
-        UpdateLimits<kHeadDim>(shared_, index_, item_.slot(), tile, computed,
-                               rows.max0 + __log2f(SumOfRow(rows, 0)),
-                               rows.max1 + __log2f(SumOfRow(rows, 1)));
+        UpdateLimits<kHeadDim>(shared_, index_, item_.slot(), tile, computed, rows);
       }
     }
-    ReleaseTile();
+    DropTile();
 
     StoreRows<Element, kHeadDim>(info, row, rows);
     if (threadIdx.x % kWarpgroupThreads == 0) CountTiles(info, *bounds, computed);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) MbarrierArrive(L::ItemEmpty(base_, item_.slot()));
+    MbarrierArrive(L::ItemEmpty(base_, item_.slot()));
+  }
+
+  // The first key of the tile at that place of the ring, once it is there. Read by the lane that
+  // will release the stage.
+  __device__ int AwaitTile(const RingPosition<L::kStages>& position) {
+    MbarrierWait(L::KeysFull(base_, position.slot()), position.parity());
+    int tile = 0;
+    if (threadIdx.x % 32 == 0) tile = L::Tiles(shared_)[position.slot()];
+    return __shfl_sync(~0u, tile, 0);
   }
 
   __device__ TileBounds MakeBounds(const ItemInfo& info) const {
@@ -102,6 +131,7 @@ class Consumer {
     const VisibleKeys last = KeysOfRow(info, first_row + kRowsPerConsumer - 1);
     TileBounds bounds{.plain_first = last.first,
                       .plain_last = min(first.last, first.position) - (kKeyTileKeys - 1),
+                      .settled_before = -kNoLimit,
                       .next_check = FirstCheck(info),
                       .left_limit = -kNoLimit,
                       .right_limit = kNoLimit,
@@ -109,6 +139,7 @@ class Consumer {
                       .last_key = last.last,
                       .interior_begin = last.first,
                       .interior_end = first.last,
+                      .cut_first = info.causal != 0 && info.slope >= 0 ? last.first : kNoLimit,
                       .first_row = first.position,
                       .last_row = last.position};
     if (first_row >= info.q_len) {
@@ -133,14 +164,15 @@ class Consumer {
       const char* const queries =
           shared_ + L::kQueryOffset + (item_.slot() * L::kConsumers + index_) * L::kQueryBytes;
       const float reach = info.scale_log2 * (1.0f + 1e-4f);
-      rows.reach0 = reach * QueryNorm<Element, kHeadDim>(queries, LaneRow());
-      rows.reach1 = reach * QueryNorm<Element, kHeadDim>(queries, LaneRow() + 8);
+      const float2 norms = QueryNorms<Element, kHeadDim>(queries, LaneRow());
+      rows.reach0 = reach * norms.x;
+      rows.reach1 = reach * norms.y;
     }
     return rows;
   }
 
   // The query side of the ramp: in every row the slope in three parts of the element type, against
-  // three columns that count the tile's keys (0 .. 127, exact), and the same negated.
+  // three columns that count the tile's keys (0 .. 127, exact).
   __device__ void FillRampQueries(float slope) {
     const Element high = static_cast<Element>(slope);
     const float after_high = slope - static_cast<float>(high);
@@ -152,47 +184,103 @@ class Consumer {
     const int thread = threadIdx.x % kWarpgroupThreads;
     const bool holds_slope = thread % 2 == thread / 8 % 2;
     const uint4 half = holds_slope ? make_uint4(first, second, 0, 0) : make_uint4(0, 0, 0, 0);
-    constexpr uint32_t kSigns = 0x80008000u;
-    auto* const to =
-        reinterpret_cast<uint4*>(shared_ + L::kRampQueryOffset + 2 * index_ * L::kRampQueryBytes);
+    auto* const to = reinterpret_cast<uint4*>(shared_ + L::RampQueries(item_.slot(), index_));
     to[thread] = half;
-    to[thread + kWarpgroupThreads] =
-        make_uint4(half.x ^ kSigns, half.y ^ kSigns, half.z ^ kSigns, half.w ^ kSigns);
     FenceAsyncProxy();
   }
 
-  // False: no row needs the tile, and only the token went round.
-  __device__ __forceinline__ bool ComputeTile(const ItemInfo& info, const TileBounds& bounds,
-                                              int row, int tile, RowSums& rows) {
-    if (tile >= bounds.plain_first && tile <= bounds.plain_last) {
-      ComputePlainTile(info, tile, rows);
-      return true;
-    }
+  // On the left of all rows, and every row sees it whole.
+  __device__ static bool IsPlain(const TileBounds& bounds, int tile) {
+    return tile >= bounds.plain_first && tile <= bounds.plain_last;
+  }
+  __device__ static bool IsNeeded(const TileBounds& bounds, int tile) {
     const int tile_last = tile + kKeyTileKeys - 1;
-    if (tile > bounds.last_key || tile_last < bounds.first_key || tile_last <= bounds.left_limit ||
-        tile >= bounds.right_limit) {
-      TakeToken();
-      PassToken();
-      return false;
-    }
-    ComputeAnyTile(info, bounds, row, tile, rows);
-    return true;
+    return tile <= bounds.last_key && tile_last >= bounds.first_key &&
+           tile_last > bounds.left_limit && tile < bounds.right_limit;
   }
 
-  // A tile on the left of all rows that every row sees whole.
-  __device__ __forceinline__ void ComputePlainTile(const ItemInfo& info, int tile, RowSums& rows) {
-    float scores[kScores];
+  // A tile that is not plain. This and ComputePlainTiles leave next_tile_ behind.
+  __device__ __forceinline__ void ComputeCutTile(const ItemInfo& info, const TileBounds& bounds,
+                                                 int row, int tile, bool first, RowSums& rows) {
+    const bool cut_by_causal_mask = tile >= bounds.cut_first;
+    if (cut_by_causal_mask && bounds.last_key < tile + kKeyTileKeys / 2) {
+      ComputeDiagonalTile<kKeyTileKeys / 2, 0>(info, tile, first, rows);
+    } else if (cut_by_causal_mask && bounds.interior_end >= tile + kKeyTileKeys / 2 - 1) {
+      ComputeDiagonalTile<kKeyTileKeys, kKeyTileKeys / 2>(info, tile, first, rows);
+    } else {
+      ComputeAnyTile(info, bounds, row, tile, rows);
+    }
+  }
+
+  // The first kKeys of a tile, which only the causal mask cuts, and none of its first kWhole.
+  template <int kKeys, int kWhole>
+  __device__ __forceinline__ void ComputeDiagonalTile(const ItemInfo& info, int tile, bool first,
+                                                      RowSums& rows) {
+    float scores[kKeys / 2];
     ComputeScores(scores, false);
     const LaneRows* const lane = L::Rows(shared_, index_);
+    const int last0 = lane->left0;
+    const int last1 = lane->left1;
+    ApplyCut<kWhole / 2>(scores, last0, last1, tile);
     const float slope_log2 = info.slope_log2;
-    const float bias0 = -slope_log2 * static_cast<float>(lane->left0 - tile);
-    const float bias1 = -slope_log2 * static_cast<float>(lane->left1 - tile);
-    const float scores_per_log2 = info.scores_per_log2;
-    if (AnyAbove(scores, (rows.max0 + kLazyGrowth - bias0) * scores_per_log2,
-                 (rows.max1 + kLazyGrowth - bias1) * scores_per_log2)) {
-      RaiseMaxima(info, scores, bias0, bias1, rows);
-    }
+    const float bias0 = -slope_log2 * static_cast<float>(last0 - tile);
+    const float bias1 = -slope_log2 * static_cast<float>(last1 - tile);
+    RaiseMaxima(info, scores, bias0, bias1, first, rows);
     FinishTile(info, scores, bias0, bias1, rows);
+  }
+
+  // A plain tile. Where there are registers for it, also the plain ones that follow: each one's
+  // scores go to the tensor cores right before the values of the tile before. `tile` and `computed`
+  // move along up to the last one, which is the caller's to release.
+  __device__ __forceinline__ void ComputePlainTiles(const ItemInfo& info, const TileBounds& bounds,
+                                                    int& tile, int& computed, RowSums& rows) {
+    float scores[kScores];
+    uint32_t probabilities[kScores / 2];
+    ComputeScores(scores, false);
+    float2 bias = PlainBias(info, tile);
+    if (tile >= bounds.settled_before && IsAnyAbove(info, scores, bias, rows)) {
+      RaiseMaxima(info, scores, bias.x, bias.y, false, rows);
+    }
+    Weigh(info, scores, bias.x, bias.y, probabilities, rows);
+    if constexpr (L::kScoresAhead) {
+      // The limits, when they are due, come first.
+      while (next_tile_ = AwaitTile(tile_.Next()),
+             IsPlain(bounds, next_tile_) && computed + 1 != bounds.next_check) {
+        tile = next_tile_;
+        StartScores(scores, tile_.Next(), false);
+        StartValues(rows.output, probabilities);
+        WgmmaWait<1>();
+        Pin(scores);
+        ReleaseKeys(tile_.Next());
+        bias = PlainBias(info, tile);
+        const bool above = tile >= bounds.settled_before && IsAnyAbove(info, scores, bias, rows);
+        FinishValues(rows.output, probabilities);
+        ReleaseTile();
+        ++computed;
+        if (above) RaiseMaxima(info, scores, bias.x, bias.y, false, rows);
+        Weigh(info, scores, bias.x, bias.y, probabilities, rows);
+      }
+      StartValues(rows.output, probabilities);
+    } else {
+      StartValues(rows.output, probabilities);
+      next_tile_ = AwaitTile(tile_.Next());  // under the tensor instructions
+    }
+    FinishValues(rows.output, probabilities);
+  }
+
+  // The rows' logits in a plain tile are scores * scale_log2 + these.
+  __device__ float2 PlainBias(const ItemInfo& info, int tile) const {
+    const LaneRows* const lane = L::Rows(shared_, index_);
+    const float slope_log2 = info.slope_log2;
+    return make_float2(-slope_log2 * static_cast<float>(lane->left0 - tile),
+                       -slope_log2 * static_cast<float>(lane->left1 - tile));
+  }
+
+  __device__ __forceinline__ bool IsAnyAbove(const ItemInfo& info, const float (&scores)[kScores],
+                                             float2 bias, const RowSums& rows) const {
+    const float scores_per_log2 = info.scores_per_log2;
+    return AnyAbove(scores, (rows.max0 + kLazyGrowth - bias.x) * scores_per_log2,
+                    (rows.max1 + kLazyGrowth - bias.y) * scores_per_log2);
   }
 
   __device__ __forceinline__ void ComputeAnyTile(const ItemInfo& info, const TileBounds& bounds,
@@ -221,46 +309,71 @@ class Consumer {
       bias0 = -slope_log2 * static_cast<float>(lane->left0 - tile);
       bias1 = -slope_log2 * static_cast<float>(lane->left1 - tile);
     }
-    // Mostly the item's first tile, which has all to find out.
-    RaiseMaxima(info, scores, bias0, bias1, rows);
+    RaiseMaxima(info, scores, bias0, bias1, false, rows);
     FinishTile(info, scores, bias0, bias1, rows);
   }
 
-  // Makes the tile's largest logits the rows' maxima where they are larger.
-  __device__ __forceinline__ void RaiseMaxima(const ItemInfo& info, const float (&scores)[kScores],
-                                              float bias0, float bias1, RowSums& rows) {
+  // Makes the tile's largest logits the rows' maxima where they are larger. `first`: there is
+  // nothing yet to be rescaled.
+  template <int kCount>
+  __device__ __forceinline__ void RaiseMaxima(const ItemInfo& info, const float (&scores)[kCount],
+                                              float bias0, float bias1, bool first, RowSums& rows) {
     const float scale_log2 = info.scale_log2;
     float highest0;
     float highest1;
     RowMaxima(scores, &highest0, &highest1);
     highest0 = fmaxf(rows.max0, fmaf(highest0, scale_log2, bias0));
     highest1 = fmaxf(rows.max1, fmaf(highest1, scale_log2, bias1));
-    Rescale(Exp2(rows.max0 - highest0), Exp2(rows.max1 - highest1), rows);
+    if (!first) Rescale(Exp2(rows.max0 - highest0), Exp2(rows.max1 - highest1), rows);
     rows.max0 = highest0;
     rows.max1 = highest1;
   }
 
   // From scores to the rows' new sums and output. A row's bias is what its scores lack.
-  __device__ __forceinline__ void FinishTile(const ItemInfo& info, float (&scores)[kScores],
+  template <int kCount>
+  __device__ __forceinline__ void FinishTile(const ItemInfo& info, float (&scores)[kCount],
                                              float bias0, float bias1, RowSums& rows) {
+    uint32_t probabilities[kCount / 2];
+    Weigh(info, scores, bias0, bias1, probabilities, rows);
+    StartValues(rows.output, probabilities);
+    next_tile_ = AwaitTile(tile_.Next());  // under the tensor instructions
+    FinishValues(rows.output, probabilities);
+  }
+
+  // The softmax weights of a tile, while this consumer has the token.
+  template <int kCount>
+  __device__ __forceinline__ void Weigh(const ItemInfo& info, const float (&scores)[kCount],
+                                        float bias0, float bias1,
+                                        uint32_t (&probabilities)[kCount / 2], RowSums& rows) {
     const float scale_log2 = info.scale_log2;
-    uint32_t probabilities[kProbabilities];
     TakeToken();
     Exponentials<Element, !L::kSumsByOnes>(scores, probabilities, scale_log2, bias0 - rows.max0,
                                            bias1 - rows.max1, &rows.sum0, &rows.sum1,
                                            [this] { PassToken(); });
-    AddValues(rows.output, probabilities);
   }
 
-  __device__ __forceinline__ void ComputeScores(float (&scores)[kScores], bool on_right) {
+  template <int kCount>
+  __device__ __forceinline__ void ComputeScores(float (&scores)[kCount], bool on_right) {
+    StartScores(scores, tile_, on_right);
+    WgmmaWait<0>();
+    Pin(scores);
+    ReleaseKeys(tile_);
+  }
+
+  // Against the first 2 kCount keys of the tile at that place.
+  template <int kCount>
+  __device__ __forceinline__ void StartScores(float (&scores)[kCount],
+                                              const RingPosition<L::kStages>& position,
+                                              bool on_right) {
     const uint32_t queries =
         base_ + L::kQueryOffset + (item_.slot() * L::kConsumers + index_) * L::kQueryBytes;
-    const uint32_t keys = base_ + L::kKeyOffset + tile_.slot() * L::kTileBytes;
+    const uint32_t keys = base_ + L::kKeyOffset + position.slot() * L::kTileBytes;
     const uint64_t a = MatrixDescriptor<L::kGroupBytes, L::kSwizzle>(queries, 16);
     const uint64_t b = MatrixDescriptor<L::kGroupBytes, L::kSwizzle>(keys, 16);
-    const uint64_t counts = MatrixDescriptor<256, Swizzle::k32Bytes>(base_ + L::kRampOffset, 16);
-    const uint64_t ramp = MatrixDescriptor<256, Swizzle::k32Bytes>(
-        base_ + L::kRampQueryOffset + (2 * index_ + (on_right ? 1 : 0)) * L::kRampQueryBytes, 16);
+    const uint64_t counts = MatrixDescriptor<256, Swizzle::k32Bytes>(
+        base_ + L::kRampOffset + (on_right ? L::kRampBytes : 0), 16);
+    const uint64_t ramp =
+        MatrixDescriptor<256, Swizzle::k32Bytes>(base_ + L::RampQueries(item_.slot(), index_), 16);
     constexpr int kStepsPerPanel = L::kPanelColumns / 16;
     WgmmaFence();
     Mma::SetScores(scores, a, b);
@@ -273,12 +386,12 @@ class Consumer {
     }
     Mma::AddScores(scores, ramp, counts);
     WgmmaCommit();
-    WgmmaWaitAll();
-    Pin(scores);
   }
 
-  __device__ __forceinline__ void AddValues(float (&output)[kOutputs],
-                                            uint32_t (&probabilities)[kProbabilities]) {
+  template <int kCount>
+  __device__ __forceinline__ void StartValues(float (&output)[kOutputs],
+                                              uint32_t (&probabilities)[kCount]) {
+    AwaitValues();
     const uint32_t values = base_ + L::kValueOffset + tile_.slot() * L::kTileBytes;
     // The panel after the values is the block's one panel of ones.
     const uint32_t leading = L::kSumsByOnes ? base_ + L::kOnesOffset - values : L::kKeyPanelBytes;
@@ -288,14 +401,20 @@ class Consumer {
     Pin(probabilities);
     WgmmaFence();
 #pragma unroll
-    for (int step = 0; step < kKeyTileKeys / 16; ++step) {
+    for (int step = 0; step < kCount / 4; ++step) {
       const uint32_t a[4] = {probabilities[4 * step], probabilities[4 * step + 1],
                              probabilities[4 * step + 2], probabilities[4 * step + 3]};
       Mma::AddValues(output, a, b + step * kStepUnits);
     }
     WgmmaCommit();
-    WgmmaWaitAll();
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void FinishValues(float (&output)[kOutputs],
+                                               uint32_t (&probabilities)[kCount]) {
+    WgmmaWait<0>();
     Pin(output);
+    Pin(probabilities);
   }
 
   __device__ static __forceinline__ void Rescale(float factor0, float factor1, RowSums& rows) {
@@ -314,10 +433,8 @@ class Consumer {
     if (bounds.first_key > bounds.last_key) return;
     const int admitted = bounds.last_key / kKeyTileKeys - bounds.first_key / kKeyTileKeys + 1;
     TileCounts* const counts = &params_.plan.tile_counts[info.problem];
-    atomicAdd(&counts->computed, static_cast<unsigned long long>(computed));
-    if (admitted > computed) {
-      atomicAdd(&counts->skipped, static_cast<unsigned long long>(admitted - computed));
-    }
+    Add(&counts->computed, computed);
+    if (admitted > computed) Add(&counts->skipped, admitted - computed);
   }
 
   const KernelParams& params_;
@@ -326,6 +443,7 @@ class Consumer {
   const uint32_t base_ = SharedAddress(SharedMemory());
   RingPosition<L::kBuffers> item_;
   RingPosition<L::kStages> tile_;
+  int next_tile_ = kEndOfItem;
 };
 
 }  // namespace flashbias::cuda::hopper

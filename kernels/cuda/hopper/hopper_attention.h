@@ -33,6 +33,11 @@ constexpr int QueryTileRows(int padded_head_dim) {
   return padded_head_dim == 32 ? 256 : (padded_head_dim == 64 ? 192 : 128);
 }
 
+// Query rows that are loaded at once: a consumer's panels lie side by side.
+constexpr int QueryBoxRows(int padded_head_dim) {
+  return padded_head_dim == 128 ? 64 : QueryTileRows(padded_head_dim);
+}
+
 // A bound plan and its parts in host memory, from which a launch may copy what its first thread
 // blocks need into its own arguments.
 struct HostPlan {

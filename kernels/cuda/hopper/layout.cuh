@@ -57,6 +57,7 @@ struct alignas(16) TileBounds {
   // needed.
   int plain_first;
   int plain_last;
+  int settled_before;  // plain tiles that begin before it need no new maxima (kSettledGrowth)
   int next_check;      // after so many computed tiles the limits are worth another look
   int left_limit;      // keys at or before it are negligible
   int right_limit;     // keys at or after it are negligible
@@ -64,6 +65,8 @@ struct alignas(16) TileBounds {
   int last_key;        // of any row; -1: no rows
   int interior_begin;  // tiles within [interior_begin, interior_end] need no mask
   int interior_end;
+  int cut_first;  // from this tile on the causal mask alone cuts, and every row's reference is its
+                  // last key
   int first_row;  // key row at which the first query row stands
   int last_row;
 };
@@ -80,7 +83,8 @@ struct alignas(16) LaneRows {
 // Offsets are bytes from the start of shared memory.
 template <int kHeadDim>
 struct Layout {
-  static constexpr int kQueryRows = QueryTileRows(kHeadDim);  // of a work item
+  static constexpr int kQueryRows = QueryTileRows(kHeadDim);    // of a work item
+  static constexpr int kQueryBoxRows = QueryBoxRows(kHeadDim);  // of one load
   static constexpr int kConsumers = kQueryRows / kRowsPerConsumer;
   static_assert(kConsumers <= kMaxConsumers);
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
@@ -92,6 +96,9 @@ struct Layout {
   static constexpr int kProducerRegisters =
       kLaunchRegisters * (kConsumers + 1) - kConsumerRegisters * kConsumers;
   static_assert(kProducerRegisters >= 24 && kProducerRegisters % 8 == 0);
+  // Whether a consumer has registers for the scores of a tile while the values of the one before
+  // are under way.
+  static constexpr bool kScoresAhead = kHeadDim == 128;
   static constexpr int kStages = kHeadDim == 128 ? 2 : 4;
   static constexpr int kBuffers = 2;  // of items: queries and what is known of them
 
@@ -111,8 +118,8 @@ struct Layout {
   static constexpr int kValueColumns = kHeadDim + (kSumsByOnes ? 8 : 0);
   static constexpr int kOnesBytes = kSumsByOnes ? kKeyPanelBytes : 0;
 
-  // The bias's ramp: 16 columns of keys, shared; of queries, each consumer its own, twice (for keys
-  // on the left and on the right).
+  // The bias's ramp: 16 columns of keys, twice (for keys on the left and on the right of the rows),
+  // shared; of queries, in each buffer each consumer its own.
   static constexpr int kRampBytes = kKeyTileKeys * 32;
   static constexpr int kRampQueryBytes = kRowsPerConsumer * 32;
 
@@ -121,28 +128,38 @@ struct Layout {
   static constexpr int kValueOffset = kKeyOffset + kStages * kTileBytes;
   static constexpr int kOnesOffset = kValueOffset + kStages * kTileBytes;
   static constexpr int kRampOffset = kOnesOffset + kOnesBytes;
-  static constexpr int kRampQueryOffset = kRampOffset + kRampBytes;
-  static constexpr int kLaneRowsOffset = kRampQueryOffset + 2 * kConsumers * kRampQueryBytes;
+  static constexpr int kRampQueryOffset = kRampOffset + 2 * kRampBytes;
+  static constexpr int kLaneRowsOffset = kRampQueryOffset + kBuffers * kConsumers * kRampQueryBytes;
   static constexpr int kInfoOffset =
       kLaneRowsOffset + kConsumers * kWarpgroupThreads * sizeof(LaneRows);
   static constexpr int kInfoBytes = 192;
+  static constexpr int kVoteBytes = 48;  // of a consumer
   static constexpr int kBoundsOffset = kInfoOffset + kBuffers * kInfoBytes;
-  static constexpr int kVotesOffset = kBoundsOffset + kMaxConsumers * sizeof(TileBounds);
-  static constexpr int kTilesOffset = kVotesOffset + kMaxConsumers * 32;
+  static constexpr int kVotesOffset = kBoundsOffset + kBuffers * kMaxConsumers * sizeof(TileBounds);
+  static constexpr int kTilesOffset = kVotesOffset + kMaxConsumers * kVoteBytes;
   static constexpr int kBarriersOffset = kTilesOffset + 32;
+  static constexpr int kValueBarriersOffset =
+      kBarriersOffset + (kScoresAhead ? (2 * kStages + 3 * kBuffers) * 8 : 0);
   static constexpr int kSharedBytes = kBarriersOffset + 128;
   static_assert(sizeof(ItemInfo) <= kInfoBytes);
   static_assert(kStages * 4 <= 32);
-  static_assert((2 * kStages + 3 * kBuffers) * 8 <= 128);
+  static_assert(((kScoresAhead ? 4 : 2) * kStages + 3 * kBuffers) * 8 <= 128);
 
   static_assert(kSharedBytes <= 227 * 1024, "a block gets at most 227 KiB");
 
-  // Barriers, as shared-memory addresses; `base` is the start of shared memory.
-  __device__ static uint32_t TileFull(uint32_t base, int stage) {
+  // Barriers, as shared-memory addresses; `base` is the start of shared memory. Of a stage: keys
+  // and which tile it is, and values, which are one where kScoresAhead is false.
+  __device__ static uint32_t KeysFull(uint32_t base, int stage) {
     return base + kBarriersOffset + stage * 8;
   }
-  __device__ static uint32_t TileEmpty(uint32_t base, int stage) {
+  __device__ static uint32_t KeysEmpty(uint32_t base, int stage) {
     return base + kBarriersOffset + (kStages + stage) * 8;
+  }
+  __device__ static uint32_t ValuesFull(uint32_t base, int stage) {
+    return base + kValueBarriersOffset + stage * 8;
+  }
+  __device__ static uint32_t ValuesEmpty(uint32_t base, int stage) {
+    return base + kValueBarriersOffset + (kStages + stage) * 8;
   }
   // An item is described; its queries follow.
   __device__ static uint32_t ItemFull(uint32_t base, int buffer) {
@@ -158,16 +175,21 @@ struct Layout {
   __device__ static ItemInfo* Info(char* shared, int buffer) {
     return reinterpret_cast<ItemInfo*>(shared + kInfoOffset + buffer * kInfoBytes);
   }
-  __device__ static TileBounds* Bounds(char* shared, int consumer) {
-    return reinterpret_cast<TileBounds*>(shared + kBoundsOffset) + consumer;
+  __device__ static TileBounds* Bounds(char* shared, int buffer, int consumer) {
+    return reinterpret_cast<TileBounds*>(shared + kBoundsOffset) + buffer * kMaxConsumers +
+           consumer;
+  }
+  // An offset.
+  __device__ static uint32_t RampQueries(int buffer, int consumer) {
+    return kRampQueryOffset + (buffer * kConsumers + consumer) * kRampQueryBytes;
   }
   __device__ static LaneRows* Rows(char* shared, int consumer) {
     return reinterpret_cast<LaneRows*>(shared + kLaneRowsOffset) + consumer * kWarpgroupThreads +
            threadIdx.x % kWarpgroupThreads;
   }
-  // [8]: one word a side and warp.
+  // [3][4]: a word for each warp: left limits, right limits, whether maxima are settled.
   __device__ static int* Votes(char* shared, int consumer) {
-    return reinterpret_cast<int*>(shared + kVotesOffset) + consumer * 8;
+    return reinterpret_cast<int*>(shared + kVotesOffset + consumer * kVoteBytes);
   }
   // [kStages]: the first key of the tile in each stage, or kEndOfItem.
   __device__ static int* Tiles(char* shared) {
@@ -186,6 +208,11 @@ class RingPosition {
       slot_ = 0;
       parity_ ^= 1;
     }
+  }
+  __device__ RingPosition Next() const {
+    RingPosition next = *this;
+    next.Advance();
+    return next;
   }
 
  private:

@@ -3,34 +3,36 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_LIMITS_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_LIMITS_CUH_
 
-#include "kernels/cuda/hopper/row_state.cuh"
-#include "kernels/cuda/hopper/softmax.cuh"
+#include "kernels/cuda/hopper/row_sums.cuh"
 
 namespace flashbias::cuda::hopper {
 
-// |q| of one of a consumer's rows, rounded up; all lanes of a quad get it.
+// |q| of two of a consumer's rows, `row` and row + 8, rounded up; all lanes of a quad get them.
 template <typename Element, int kHeadDim>
-__device__ __forceinline__ float QueryNorm(const char* queries, int row) {
+__device__ __forceinline__ float2 QueryNorms(const char* queries, int row) {
   using L = Layout<kHeadDim>;
-  float squares = 0;
+  float squares[2] = {0, 0};
   // The swizzle moves 16-byte pieces within a row, so a sum over the row need not undo it.
 #pragma unroll
   for (int panel = 0; panel < L::kPanels; ++panel) {
     for (int piece = threadIdx.x % 4; piece < L::kRowBytes / 16; piece += 4) {
-      const uint4 raw = *reinterpret_cast<const uint4*>(queries + panel * L::kQueryPanelBytes +
-                                                        row * L::kRowBytes + piece * 16);
-      const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        Element two[2];
-        memcpy(two, &words[i], 4);
-        const auto x = static_cast<float>(two[0]);
-        const auto y = static_cast<float>(two[1]);
-        squares = fmaf(x, x, fmaf(y, y, squares));
+      for (int half = 0; half < 2; ++half) {
+        const uint4 raw = *reinterpret_cast<const uint4*>(
+            queries + panel * L::kQueryPanelBytes + (row + 8 * half) * L::kRowBytes + piece * 16);
+        const float2 a = UnpackPair<Element>(raw.x);
+        const float2 b = UnpackPair<Element>(raw.y);
+        const float2 c = UnpackPair<Element>(raw.z);
+        const float2 d = UnpackPair<Element>(raw.w);
+        const float even = fmaf(a.x, a.x, b.x * b.x) + fmaf(c.x, c.x, d.x * d.x);
+        const float odd = fmaf(a.y, a.y, b.y * b.y) + fmaf(c.y, c.y, d.y * d.y);
+        squares[half] += even + odd;
       }
     }
   }
-  return sqrtf(QuadSum(squares) + kVanishedSquares) * (1.0f + 2e-5f);
+  constexpr float kRoundUp = 1.0f + 2e-5f;
+  return make_float2(SquareRoot(QuadSum(squares[0]) + kVanishedSquares) * kRoundUp,
+                     SquareRoot(QuadSum(squares[1]) + kVanishedSquares) * kRoundUp);
 }
 
 // Distance in keys, from the row's reference, at and beyond which a side is negligible; kNoLimit:
@@ -44,12 +46,28 @@ __device__ __forceinline__ int NegligibleFrom(const ItemInfo& info, float reach,
   return __float2int_ru(fmaxf(distance, 0.0f)) + 1;
 }
 
+// How far a logit may exceed its row's maximum where no one looks (log2): its exponential is still
+// finite in fp16, rounds as any other, and leaves the sums of its products with values in range.
+inline constexpr float kSettledGrowth = 14.0f;
+
+// Whether a row's keys from `distance` on cannot exceed its maximum by more than that. False for
+// NaN.
+__device__ __forceinline__ bool IsSettled(const ItemInfo& info, float reach, float key_norm,
+                                          int distance, float maximum) {
+  const float highest =
+      fmaf(reach, key_norm, -info.slope_log2 * static_cast<float>(distance)) + 1e-2f;
+  return highest <= maximum + kSettledGrowth;
+}
+
 // Tightens the limits of one consumer after `tile`, and says when to look again. All its lanes call
-// it together, each with its rows' log2-sum-exp of what was computed.
+// it together.
 template <int kHeadDim>
 __device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slot, int tile,
-                                             int computed, float lse0, float lse1) {
+                                             int computed, const RowSums<kHeadDim>& sums) {
   using L = Layout<kHeadDim>;
+  // log2-sum-exp of what was computed.
+  const float lse0 = sums.max0 + __log2f(SumOfRow(sums, 0));
+  const float lse1 = sums.max1 + __log2f(SumOfRow(sums, 1));
   ItemInfo& info = *L::Info(shared, slot);
   const LaneRows rows = *L::Rows(shared, consumer);
   // What lies beyond the tiles walked so far; the left side is done when the right one is walked.
@@ -64,7 +82,13 @@ __device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slo
     const int left =
         __reduce_min_sync(~0u, min(rows.left0 - NegligibleFrom(info, rows.reach0, keys, lse0),
                                    rows.left1 - NegligibleFrom(info, rows.reach1, keys, lse1)));
-    if (threadIdx.x % 32 == 0) votes[warp] = left;
+    const bool settled =
+        __all_sync(~0u, IsSettled(info, rows.reach0, keys, rows.left0 - tile, sums.max0) &&
+                            IsSettled(info, rows.reach1, keys, rows.left1 - tile, sums.max1)) != 0;
+    if (threadIdx.x % 32 == 0) {
+      votes[warp] = left;
+      votes[8 + warp] = settled ? 1 : 0;
+    }
   }
   const bool has_right = info.causal == 0 && right_frontier < info.kv_len;
   if (has_right) {
@@ -79,14 +103,15 @@ __device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slo
   }
   JoinConsumer(consumer);
   if (threadIdx.x % kWarpgroupThreads == 0) {
-    TileBounds* const bounds = L::Bounds(shared, consumer);
+    TileBounds* const bounds = L::Bounds(shared, slot, consumer);
     int tiles_left = 0;
     if (on_left && tile > 0) {
       const int left =
           max(bounds->left_limit, min(min(votes[0], votes[1]), min(votes[2], votes[3])));
       bounds->left_limit = left;
       bounds->plain_first = max(bounds->plain_first, left - (kKeyTileKeys - 2));
-      *const_cast<volatile int*>(&info.left_limit[consumer]) = left;
+      if ((votes[8] & votes[9] & votes[10] & votes[11]) != 0) bounds->settled_before = tile;
+      atomicExch(&info.left_limit[consumer], left);
       tiles_left = (tile - max(left, bounds->first_key)) / kKeyTileKeys;
     }
     if (has_right) {
@@ -96,7 +121,7 @@ __device__ __forceinline__ void UpdateLimits(char* shared, int consumer, int slo
           max(right_frontier,
               min(bounds->right_limit, max(max(votes[4], votes[5]), max(votes[6], votes[7]))));
       bounds->right_limit = right;
-      *const_cast<volatile int*>(&info.right_limit[consumer]) = right;
+      atomicExch(&info.right_limit[consumer], right);
       tiles_left += (min(right, bounds->last_key) - right_frontier) / kKeyTileKeys;
     }
     // The sums hardly grow after the first half of the walk, and the last tiles are not worth it.

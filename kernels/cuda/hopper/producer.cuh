@@ -4,10 +4,9 @@
 
 #include "kernels/cuda/hopper/kernel_params.h"
 #include "kernels/cuda/hopper/layout.cuh"
+#include "kernels/cuda/softmax_math.cuh"
 
 namespace flashbias::cuda::hopper {
-
-inline constexpr float kLog2E = 1.4426950408889634f;
 
 template <int kHeadDim>
 class Producer {
@@ -21,8 +20,6 @@ class Producer {
     unsigned item = blockIdx.x;
     const AttentionParams& plan = params_.plan;
     while (item < static_cast<unsigned>(plan.num_items)) {
-      // Asked for early: the answer takes a round trip to the L2.
-      const unsigned next = atomicAdd(&plan.next_item[0], 1u) + gridDim.x;
       if (params_.num_first_items > 0) {
         WorkItem work{};
         if (item < static_cast<unsigned>(params_.num_first_items)) {
@@ -47,7 +44,9 @@ class Producer {
         }
         Produce(work, sequence, slope, *maps);
       }
-      item = next;
+      // Only now: whoever has most left to load claims last, so that the short items at the end of
+      // the list go to the blocks that are done first.
+      item = FetchAdd(&plan.next_item[0], 1) + gridDim.x;
     }
     // An empty item ends the consumers.
     MbarrierWait(L::ItemEmpty(base_, item_.slot()), item_.parity() ^ 1);
@@ -68,15 +67,24 @@ class Producer {
 
   __device__ void Produce(const WorkItem& work, const SequenceParams& sequence, float slope,
                           const SequenceTensorMaps& maps) {
-    const KeySpan span = WalkedKeys(work, sequence);
-    const int kv_head = work.head / (sequence.num_q_heads / sequence.num_kv_heads);
     MbarrierWait(L::ItemEmpty(base_, item_.slot()), item_.parity() ^ 1);
     // Loads first: they take longest.
     LoadQueries(work, maps);
-    if (span.first_key <= span.last_key) LoadTile(span.first_tile, kv_head, maps);
+    const KeySpan span = WalkedKeys(work, sequence);
+    const bool grouped = sequence.num_q_heads != sequence.num_kv_heads;
+    const int kv_head =
+        grouped ? work.head / (sequence.num_q_heads / sequence.num_kv_heads) : work.head;
+    const bool has_keys = span.first_key <= span.last_key;
+    if (has_keys) LoadTile(span.first_tile, kv_head, maps);
     ItemInfo* const info = L::Info(shared_, item_.slot());
     Describe(work, sequence, slope, kv_head, span, info);
     MbarrierArrive(L::ItemFull(base_, item_.slot()));
+    if (is_first_) {
+      // All blocks begin at once: loads for later must not stand in the way of what each waits for.
+      MbarrierWait(L::QueriesFull(base_, 0), 0);
+      if (has_keys) MbarrierWait(L::KeysFull(base_, 0), 0);
+      is_first_ = false;
+    }
     LoadOtherTiles(span, kv_head, maps, info);
     item_.Advance();
   }
@@ -111,14 +119,16 @@ class Producer {
     info->slope_in_scores = slope / s.softmax_scale;
     info->slope = slope;
     info->exact_diagonal = s.exact_diagonal;
-    // Where 1 - exp(-slope) underflows everything is kept.
-    const float budget = (s.log_eps_per_side + logf(-expm1f(-slope))) * kLog2E;
-    const bool skips = s.key_norms != nullptr && slope > 0 && isfinite(budget);
-    info->keys_per_log2 = 1.0f / info->slope_log2;
-    info->log2_budget = budget;
-    const float* norms = s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles;
-    info->norms_before = skips ? norms : nullptr;
-    info->norms_after = norms + static_cast<int64_t>(s.num_kv_heads) * s.norm_tiles;
+    info->norms_before = nullptr;
+    if (s.key_norms != nullptr && slope > 0) {
+      // Where 1 - exp(-slope) underflows everything is kept.
+      const float budget = (s.log_eps_per_side + logf(-expm1f(-slope))) * kLog2E;
+      info->keys_per_log2 = 1.0f / info->slope_log2;
+      info->log2_budget = budget;
+      const float* norms = s.key_norms + static_cast<int64_t>(kv_head) * s.norm_tiles;
+      if (isfinite(budget)) info->norms_before = norms;
+      info->norms_after = norms + static_cast<int64_t>(s.num_kv_heads) * s.norm_tiles;
+    }
     info->o = static_cast<uint16_t*>(s.o) + static_cast<int64_t>(work.head) * s.head_dim;
     info->lse = s.lse != nullptr ? s.lse + work.head : nullptr;
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
@@ -133,18 +143,17 @@ class Producer {
     const uint32_t full = L::QueriesFull(base_, item_.slot());
     MbarrierArriveExpectBytes(full, L::kConsumers * L::kQueryBytes);
     uint32_t to = base_ + L::kQueryOffset + item_.slot() * L::kConsumers * L::kQueryBytes;
-    for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
+    for (int row = 0; row < L::kQueryRows; row += L::kQueryBoxRows) {
       for (int panel = 0; panel < L::kPanels; ++panel) {
-        LoadBox(to, &maps.q, full, panel * L::kPanelColumns, work.head,
-                work.q_begin + consumer * kRowsPerConsumer);
-        to += L::kQueryPanelBytes;
+        LoadBox(to, &maps.q, full, panel * L::kPanelColumns, work.head, work.q_begin + row);
+        to += L::kQueryBoxRows * L::kRowBytes;
       }
     }
   }
 
   // From the first tile leftwards, then rightwards, while anyone needs them; then the end.
   __device__ void LoadOtherTiles(const KeySpan& span, int kv_head, const SequenceTensorMaps& maps,
-                                 const ItemInfo* info) {
+                                 ItemInfo* info) {
     if (span.first_key <= span.last_key) {
       for (int tile = span.first_tile - kKeyTileKeys; tile + kKeyTileKeys > span.first_key;
            tile -= kKeyTileKeys) {
@@ -156,41 +165,51 @@ class Producer {
         LoadTile(tile, kv_head, maps);
       }
     }
-    MbarrierWait(L::TileEmpty(base_, tile_.slot()), tile_.parity() ^ 1);
+    MbarrierWait(L::KeysEmpty(base_, tile_.slot()), tile_.parity() ^ 1);
     L::Tiles(shared_)[tile_.slot()] = kEndOfItem;
-    MbarrierArrive(L::TileFull(base_, tile_.slot()));
+    MbarrierArrive(L::KeysFull(base_, tile_.slot()));
+    if (L::kScoresAhead) {
+      MbarrierWait(L::ValuesEmpty(base_, tile_.slot()), tile_.parity() ^ 1);
+      MbarrierArrive(L::ValuesFull(base_, tile_.slot()));
+    }
     tile_.Advance();
   }
 
-  // The consumers write these limits meanwhile; an old value only costs a load.
-  __device__ static bool LeftIsNeeded(int tile, const ItemInfo* info) {
+  // The consumers set these limits meanwhile, hence atomics; an old value only costs a load.
+  __device__ static bool LeftIsNeeded(int tile, ItemInfo* info) {
     int limit = kNoLimit;
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
-      limit = min(limit, *const_cast<const volatile int*>(&info->left_limit[consumer]));
+      limit = min(limit, atomicOr(&info->left_limit[consumer], 0));
     }
     return tile + kKeyTileKeys - 1 > limit;
   }
 
-  __device__ static bool RightIsNeeded(int tile, const ItemInfo* info) {
+  __device__ static bool RightIsNeeded(int tile, ItemInfo* info) {
     int limit = -kNoLimit;
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
-      limit = max(limit, *const_cast<const volatile int*>(&info->right_limit[consumer]));
+      limit = max(limit, atomicOr(&info->right_limit[consumer], 0));
     }
     return tile < limit;
   }
 
   __device__ void LoadTile(int tile, int kv_head, const SequenceTensorMaps& maps) {
-    MbarrierWait(L::TileEmpty(base_, tile_.slot()), tile_.parity() ^ 1);
-    const uint32_t full = L::TileFull(base_, tile_.slot());
-    L::Tiles(shared_)[tile_.slot()] = tile;
-    MbarrierArriveExpectBytes(full, 2 * L::kTileBytes);
-    const uint32_t offset = base_ + tile_.slot() * L::kTileBytes;
+    const int slot = tile_.slot();
+    MbarrierWait(L::KeysEmpty(base_, slot), tile_.parity() ^ 1);
+    L::Tiles(shared_)[slot] = tile;
+    const uint32_t offset = base_ + slot * L::kTileBytes;
+    const uint32_t keys_full = L::KeysFull(base_, slot);
+    MbarrierArriveExpectBytes(keys_full, (L::kScoresAhead ? 1 : 2) * L::kTileBytes);
     for (int panel = 0; panel < L::kPanels; ++panel) {
-      LoadBox(offset + L::kKeyOffset + panel * L::kKeyPanelBytes, &maps.k, full,
+      LoadBox(offset + L::kKeyOffset + panel * L::kKeyPanelBytes, &maps.k, keys_full,
               panel * L::kPanelColumns, kv_head, tile);
     }
+    const uint32_t values_full = L::ValuesFull(base_, slot);
+    if (L::kScoresAhead) {
+      MbarrierWait(L::ValuesEmpty(base_, slot), tile_.parity() ^ 1);
+      MbarrierArriveExpectBytes(values_full, L::kTileBytes);
+    }
     for (int panel = 0; panel < L::kPanels; ++panel) {
-      LoadBox(offset + L::kValueOffset + panel * L::kKeyPanelBytes, &maps.v, full,
+      LoadBox(offset + L::kValueOffset + panel * L::kKeyPanelBytes, &maps.v, values_full,
               panel * L::kPanelColumns, kv_head, tile);
     }
     tile_.Advance();
@@ -212,6 +231,7 @@ class Producer {
   RingPosition<L::kBuffers> item_;
   RingPosition<L::kStages> tile_;
   int mapped_sequence_ = -1;
+  bool is_first_ = true;
 };
 
 }  // namespace flashbias::cuda::hopper

@@ -90,6 +90,22 @@ __device__ __forceinline__ void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// --- Counters in global memory ---
+
+// Not aggregated over the warp, and waited for only where the result is used.
+__device__ __forceinline__ unsigned FetchAdd(unsigned* counter, unsigned value) {
+  unsigned before;
+  asm volatile("atom.global.relaxed.gpu.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(value)
+               : "memory");
+  return before;
+}
+
+__device__ __forceinline__ void Add(unsigned long long* counter, unsigned long long value) {
+  asm volatile("red.global.relaxed.gpu.add.u64 [%0], %1;" ::"l"(counter), "l"(value) : "memory");
+}
+
 // --- Registers, launches, scheduling ---
 
 template <int kRegisters>
@@ -110,9 +126,10 @@ __device__ __forceinline__ void WaitForPreviousLaunch() {
 // Keeps the assembler from moving instructions across; costs next to nothing.
 __device__ __forceinline__ void SchedulingFence() { asm volatile("pmevent 0;" ::: "memory"); }
 
-__device__ __forceinline__ float Exp2(float x) {
+// To about 2^-23, subnormal numbers too.
+__device__ __forceinline__ float SquareRoot(float x) {
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -126,8 +143,10 @@ __device__ __forceinline__ void WgmmaCommit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-__device__ __forceinline__ void WgmmaWaitAll() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+// Waits until at most so many of the last committed groups are under way.
+template <int kGroups>
+__device__ __forceinline__ void WgmmaWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 }
 
 // Tells the compiler that registers were touched here, so that no access moves across.
@@ -211,6 +230,39 @@ struct Wgmma;
             "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),       \
             "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]),       \
             "+f"(d[61]), "+f"(d[62]), "+f"(d[63])                                               \
+          : "l"(a), "l"(b));                                                                    \
+    }                                                                                           \
+    /* Both for half a tile. */                                                                 \
+    static __device__ __forceinline__ void SetScores(float (&d)[32], uint64_t a, uint64_t b) {  \
+      asm volatile(                                                                             \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"                                            \
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                           \
+          " {"                                                                                  \
+          "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "              \
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "   \
+          "%32, %33, p, 1, 1, 0, 0;\n}\n"                                                       \
+          : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]), "=f"(d[4]), "=f"(d[5]), "=f"(d[6]), \
+            "=f"(d[7]), "=f"(d[8]), "=f"(d[9]), "=f"(d[10]), "=f"(d[11]), "=f"(d[12]),          \
+            "=f"(d[13]), "=f"(d[14]), "=f"(d[15]), "=f"(d[16]), "=f"(d[17]), "=f"(d[18]),       \
+            "=f"(d[19]), "=f"(d[20]), "=f"(d[21]), "=f"(d[22]), "=f"(d[23]), "=f"(d[24]),       \
+            "=f"(d[25]), "=f"(d[26]), "=f"(d[27]), "=f"(d[28]), "=f"(d[29]), "=f"(d[30]),       \
+            "=f"(d[31])                                                                         \
+          : "l"(a), "l"(b));                                                                    \
+    }                                                                                           \
+    static __device__ __forceinline__ void AddScores(float (&d)[32], uint64_t a, uint64_t b) {  \
+      asm volatile(                                                                             \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                            \
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                           \
+          " {"                                                                                  \
+          "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "              \
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "   \
+          "%32, %33, p, 1, 1, 0, 0;\n}\n"                                                       \
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
+            "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]),          \
+            "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]),       \
+            "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),       \
+            "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]),       \
+            "+f"(d[31])                                                                         \
           : "l"(a), "l"(b));                                                                    \
     }                                                                                           \
     /* Values: B in shared memory with the columns contiguous. */                               \

@@ -8,11 +8,11 @@
 
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/hopper/row_state.cuh"
+#include "kernels/cuda/softmax_math.cuh"
 
 namespace flashbias::cuda::hopper {
 
-inline constexpr int kScores = kKeyTileKeys / 2;    // a lane's
-inline constexpr int kProbabilities = kScores / 2;  // the same, two to a register
+inline constexpr int kScores = kKeyTileKeys / 2;  // a lane's; half of them for half a tile
 // A maximum may grow by so much (log2) before sums and output are rescaled: exact, and 2^8 is far
 // from what fp16 holds.
 inline constexpr float kLazyGrowth = 8.0f;
@@ -42,6 +42,21 @@ __device__ __forceinline__ void ApplyMask(float (&scores)[kScores], const ItemIn
   }
 }
 
+// The same where only keys beyond each row's last one are excluded, from the lane's score kFrom on.
+template <int kFrom, int kCount>
+__device__ __forceinline__ void ApplyCut(float (&scores)[kCount], int last0, int last1, int tile) {
+  const int begin = tile + 2 * kFrom + 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t admitted = ColumnsUpTo((half == 0 ? last0 : last1) - begin);
+#pragma unroll
+    for (int e = 0; e < (kCount - kFrom) / 2; ++e) {
+      float& score = scores[kFrom + 4 * (e / 2) + 2 * half + e % 2];
+      score = (admitted & 1u << e) != 0 ? score : -INFINITY;
+    }
+  }
+}
+
 // Where a tile lies on both sides of the rows, the scores hold the left side's ramp throughout:
 // corrects keys on the right.
 __device__ __forceinline__ void BendRamp(float (&scores)[kScores], const ItemInfo& info, int row,
@@ -62,16 +77,6 @@ __device__ __forceinline__ void BendRamp(float (&scores)[kScores], const ItemInf
       }
     }
   }
-}
-
-__device__ __forceinline__ float QuadMax(float value) {
-  value = fmaxf(value, __shfl_xor_sync(~0u, value, 1));
-  return fmaxf(value, __shfl_xor_sync(~0u, value, 2));
-}
-
-__device__ __forceinline__ float QuadSum(float value) {
-  value += __shfl_xor_sync(~0u, value, 1);
-  return value + __shfl_xor_sync(~0u, value, 2);
 }
 
 // True when a score of the warp exceeds its row's threshold, or a threshold is negative. Compares
@@ -95,12 +100,12 @@ __device__ __forceinline__ bool AnyAbove(const float (&scores)[kScores], float t
   return __any_sync(~0u, above || limit0 < 0 || limit1 < 0);
 }
 
-__device__ __forceinline__ void RowMaxima(const float (&scores)[kScores], float* max0,
-                                          float* max1) {
+template <int kCount>
+__device__ __forceinline__ void RowMaxima(const float (&scores)[kCount], float* max0, float* max1) {
   float a = scores[0];
   float b = scores[2];
 #pragma unroll
-  for (int n = 0; n < kScores; n += 4) {
+  for (int n = 0; n < kCount; n += 4) {
     a = fmaxf(a, fmaxf(scores[n], scores[n + 1]));
     b = fmaxf(b, fmaxf(scores[n + 2], scores[n + 3]));
   }
@@ -110,13 +115,13 @@ __device__ __forceinline__ void RowMaxima(const float (&scores)[kScores], float*
 
 // probabilities = 2^(scores * scale_log2 + shift), in pairs; kSum adds them up as well. Chunk by
 // chunk, each one's conversions under the next one's exponentials. `hand_over` is called half-way.
-template <typename Element, bool kSum, typename HandOver>
-__device__ __forceinline__ void Exponentials(const float (&scores)[kScores],
-                                             uint32_t (&probabilities)[kProbabilities],
+template <typename Element, bool kSum, int kCount, typename HandOver>
+__device__ __forceinline__ void Exponentials(const float (&scores)[kCount],
+                                             uint32_t (&probabilities)[kCount / 2],
                                              float scale_log2, float shift0, float shift1,
                                              float* sum0, float* sum1, const HandOver& hand_over) {
-  constexpr int kChunks = kScores / kChunk;
-  float e[kScores];
+  constexpr int kChunks = kCount / kChunk;
+  float e[kCount];
 #pragma unroll
   for (int chunk = 0; chunk <= kChunks; ++chunk) {
     if (chunk < kChunks) {

@@ -59,7 +59,8 @@ absl::Status EncodeTensorMaps(const SequenceParams& sequence, DType dtype, int p
                                                 heads, " heads of ", head_stride, " elements"));
     }
   };
-  encode(sequence.q, sequence.q_len, sequence.num_q_heads, sequence.q_head_stride, 64, &maps->q);
+  encode(sequence.q, sequence.q_len, sequence.num_q_heads, sequence.q_head_stride,
+         QueryBoxRows(padded_head_dim), &maps->q);
   encode(sequence.k, sequence.kv_len, sequence.num_kv_heads, sequence.kv_head_stride, kKeyTileKeys,
          &maps->k);
   encode(sequence.v, sequence.kv_len, sequence.num_kv_heads, sequence.kv_head_stride, kKeyTileKeys,

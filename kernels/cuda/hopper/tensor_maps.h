@@ -12,9 +12,9 @@
 namespace flashbias::cuda::hopper {
 
 // Maps of a bound sequence's q, k and v; those without rows stay as they are, and unused. Boxes are
-// 64 query rows or kKeyTileKeys key rows by min(64, padded_head_dim) columns of one head, in shared
-// memory with the 64-byte (padded_head_dim 32) or 128-byte swizzle.
-// INTERNAL: no driver, or it refused.
+// QueryBoxRows() query rows or kKeyTileKeys key rows by min(64, padded_head_dim) columns of one
+// head, in shared memory with the 64-byte (padded_head_dim 32) or 128-byte swizzle. INTERNAL: no
+// driver, or it refused.
 absl::Status EncodeTensorMaps(const SequenceParams& sequence, DType dtype, int padded_head_dim,
                               SequenceTensorMaps* maps);
 

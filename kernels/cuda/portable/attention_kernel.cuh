@@ -165,7 +165,7 @@ class ItemRun {
         squares = fmaf(high.x, high.x, squares);
         squares = fmaf(high.y, high.y, squares);
       }
-      squares = SumOfQuad(squares);
+      squares = QuadSum(squares);
       // Squares may vanish in fp32, each by less than 2^-149; the bound must not come out below.
       rows_[i].q_norm = fabsf(scale_) * sqrtf(squares + kVanishedSquares) * (1.0f + 2e-5f);
     }
@@ -238,7 +238,7 @@ class ItemRun {
 
   // Whether this thread's rows need no tile from `tile` outwards.
   __device__ bool RowsAreDone(Side side, int tile, float max_norm) const {
-    const float sums[2] = {SumOfQuad(rows_[0].sum), SumOfQuad(rows_[1].sum)};
+    const float sums[2] = {QuadSum(rows_[0].sum), QuadSum(rows_[1].sum)};
     const int nearest = tile * kTileRows + (side == Side::kLeft ? kTileRows - 1 : 0);
     return IsDone(rows_[0], sums[0], side, nearest, max_norm) &&
            IsDone(rows_[1], sums[1], side, nearest, max_norm);
@@ -330,7 +330,7 @@ class ItemRun {
   }
 
   __device__ void StoreResults() const {
-    const float sums[2] = {SumOfQuad(rows_[0].sum), SumOfQuad(rows_[1].sum)};
+    const float sums[2] = {QuadSum(rows_[0].sum), QuadSum(rows_[1].sum)};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const RowState& row = rows_[i];

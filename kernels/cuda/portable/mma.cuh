@@ -66,13 +66,6 @@ __device__ inline void Mma<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 2^x to 2^-22; 0 below 2^-126.
-__device__ inline float Exp2(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
-  return result;
-}
-
 }  // namespace flashbias::cuda::portable
 
 #endif  // FLASHBIAS_KERNELS_CUDA_PORTABLE_MMA_CUH_

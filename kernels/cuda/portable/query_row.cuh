@@ -10,12 +10,9 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_params.h"
+#include "kernels/cuda/softmax_math.cuh"
 
 namespace flashbias::cuda::portable {
-
-inline constexpr double kExactLog2E = 1.442695040888963407;
-inline constexpr float kLog2E = static_cast<float>(kExactLog2E);
-inline constexpr double kLn2 = 0.693147180559945309;
 
 // Key rows first .. last, both included; empty where first > last.
 struct KeyRange {

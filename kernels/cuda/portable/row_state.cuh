@@ -27,12 +27,6 @@ struct RowState {
   int64_t phi_q_begin;
 };
 
-// Over the four lanes that hold a row.
-__device__ inline float SumOfQuad(float value) {
-  value += __shfl_xor_sync(0xffffffffu, value, 1);
-  return value + __shfl_xor_sync(0xffffffffu, value, 2);
-}
-
 // Of a row at key row `position` that admits keys.
 __device__ inline void PrepareAlibi(int position, float slope, float log_eps_per_side,
                                     RowState& row) {
