@@ -1,17 +1,19 @@
 // The device that computes attention, seen from the server.
 //
 // Thread-safety: Run may be called from any thread, also while earlier runs are in flight, up to
-// info().max_concurrent_runs. Ownership: the problems' pointers and the `problems` and `stats`
-// arrays must stay valid until `done` has been called.
+// info().max_concurrent_runs, and so may health and usage. Ownership: the problems' pointers and
+// the `problems` and `stats` arrays must stay valid until `done` has been called.
 #ifndef FLASHBIAS_KERNELS_ATTENTION_BACKEND_H_
 #define FLASHBIAS_KERNELS_ATTENTION_BACKEND_H_
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
 #include "kernels/host_memory.h"
@@ -22,6 +24,7 @@ namespace flashbias {
 struct BackendInfo {
   std::string name;                  // "cpu" or "cuda"
   std::vector<std::string> devices;  // one line each: "AVX2, 2 threads"
+  std::string device_label = "0";    // names the device among its like, in metrics
   std::vector<DType> dtypes;
   int max_head_dim = kMaxHeadDim;
   std::vector<int> fast_head_dims;  // computed without padding
@@ -34,6 +37,20 @@ struct BackendInfo {
 struct ProblemStats {
   int64_t tiles_computed = 0;
   int64_t tiles_skipped = 0;  // left out under the eps bound
+
+  // Where the time of the run went. The problems of one run share it: each carries the whole.
+  absl::Duration upload = {};    // until the inputs and the plan were on the device
+  absl::Duration kernel = {};    // from there to the last result on the device
+  absl::Duration download = {};  // from there until every o and lse was written
+};
+
+// What a backend holds and has met, at one moment.
+struct BackendUsage {
+  int64_t device_memory_used_bytes = 0;  // of runs in flight
+  int64_t device_memory_size_bytes = 0;  // taken from the device, used or not
+  int64_t pinned_used_bytes = 0;         // blocks of host_allocator() that someone holds
+  int64_t pinned_size_bytes = 0;         // taken from the system, used or not
+  std::vector<std::pair<std::string, int64_t>> errors;  // device errors so far, by their name
 };
 
 class AttentionBackend {
@@ -45,12 +62,21 @@ class AttentionBackend {
   virtual const BackendInfo& info() const = 0;
 
   // Where tensors should lie. Run takes problems in any host memory; what lies in blocks of this
-  // allocator reaches the device without another copy. Lives as long as the backend.
+  // allocator reaches the device without another copy. Lives as long as the backend; backends that
+  // were made together (kernels/backend_factory.h) share one.
   virtual HostAllocator& host_allocator() = 0;
+
+  // OK, or why this problem can never run here: RESOURCE_EXHAUSTED naming the sizes. Cheap.
+  virtual absl::Status Admit(const AttentionProblem& /*problem*/) const { return absl::OkStatus(); }
+
+  // OK, or why every run fails from now on. Cheap.
+  virtual absl::Status health() const { return absl::OkStatus(); }
+  virtual BackendUsage usage() const { return {}; }
 
   // Starts computing all problems and returns at once. `done` is called exactly once, from a thread
   // of the backend, after every `o`, `lse` and `stats` entry was written (OK) or abandoned (error);
   // it must not block for long. The result of a problem never depends on the others in the call.
+  // RESOURCE_EXHAUSTED: a problem that Admit refuses; every other error is the backend's fault.
   // REQUIRES: stats.size() == problems.size().
   virtual void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
                    Done done) = 0;

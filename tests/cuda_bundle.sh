@@ -3,8 +3,9 @@
 #
 #   tests/cuda_bundle.sh OUTPUT [BUILD]   BUILD: a build folder; default: build/release
 #
-# Builds nothing. OUTPUT gets the programs (stripped), the shared libraries that they load, save
-# those of the C library, the golden vectors, and run.sh, which needs a driver and nothing else.
+# Builds nothing. OUTPUT gets the test programs (stripped) in bin/, the server and its clients in
+# tools/, the shared libraries that they load, save those of the C library, the golden vectors, and
+# run.sh, which needs a driver and nothing else. For tools/, set LD_LIBRARY_PATH to lib/.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ $# -lt 1 || $# -gt 2 ]]; then
@@ -14,20 +15,28 @@ fi
 out=$1
 build=${2:-$root/build/release}
 programs=(cuda_plan_test cuda_backend_golden_test cuda_backend_edge_test cuda_backend_oracle_test
-  cuda_skip_promise_test cuda_backend_equivalence_test cuda_lengths_test)
+  cuda_skip_promise_test cuda_backend_equivalence_test cuda_lengths_test
+  cuda_production_test cuda_production_backend_golden_test cuda_production_backend_edge_test
+  cuda_production_backend_oracle_test cuda_production_backend_equivalence_test
+  cuda_production_skip_promise_test)
+# Run by hand: a server and what loads it.
+tools=(flashbias-server flashbias-load flashbias-call)
 
-for program in "${programs[@]}"; do
+for program in "${programs[@]}" "${tools[@]}"; do
   if [[ ! -x $build/bin/$program ]]; then
     echo "no $build/bin/$program: build the target first" >&2
     exit 1
   fi
 done
-mkdir -p "$out/bin" "$out/lib" "$out/vectors"
+mkdir -p "$out/bin" "$out/tools" "$out/lib" "$out/vectors"
 for program in "${programs[@]}"; do
   strip -o "$out/bin/$program" "$build/bin/$program"
 done
+for program in "${tools[@]}"; do
+  strip -o "$out/tools/$program" "$build/bin/$program"
+done
 # The C library must be the other machine's own, as its loader and its driver are.
-ldd "${programs[@]/#/$build/bin/}" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
+ldd "${programs[@]/#/$build/bin/}" "${tools[@]/#/$build/bin/}" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
   grep -vE '/(libc|libm|libpthread|libdl|librt|libresolv|libcuda)\.so' |
   while read -r library; do
     strip -o "$out/lib/$(basename "$library")" "$library"

@@ -38,7 +38,10 @@ mkdir -p "$logs"
 # Under a sanitizer a launch takes a hundred times longer: each kind of mask, bias, shape and
 # packing once or twice.
 small_sweep() {
-  case $1 in
+  # The production backend's programs have the same tests.
+  case ${1/cuda_production_backend/cuda_backend} in
+    cuda_production_test) echo '*WhereTensorsLie*:*InParts*' ;;
+    cuda_production_skip_promise_test) small_sweep cuda_skip_promise_test ;;
     cuda_backend_golden_test) echo '*EveryVector' ;;
     cuda_backend_oracle_test)
       echo 'Packed/*:Windows/*w64_*:Windows/*w100_*:RowsWithoutKeys/*:LowRank/*r3_*:Lengths/*n65_*:' \
@@ -81,7 +84,9 @@ for program in "${programs[@]}"; do
   if [[ ${#chosen[@]} -eq 0 ]]; then
     chosen=(hopper portable)
     # Where a plan chooses, its batch must not.
-    if [[ $program == cuda_backend_equivalence_test ]]; then chosen+=(fastest); fi
+    if [[ $program == cuda_backend_equivalence_test || $program == cuda_production_* ]]; then
+      chosen+=(fastest)
+    fi
   fi
   for family in "${chosen[@]}"; do
     arguments=("--family=$family")

@@ -14,6 +14,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "kernels/cpu/attention_task.h"
 #include "kernels/cpu/packed_buffer.h"
 #include "kernels/cpu/packed_sequence.h"
@@ -109,11 +111,14 @@ class CpuBackend final : public AttentionBackend {
         pending_.pop_front();
       }
       absl::Status status;
+      const absl::Time start = absl::Now();
       try {
         arena_.execute([&] { status = Compute(run.problems, run.stats); });
       } catch (const std::bad_alloc&) {
         status = absl::ResourceExhaustedError("no memory for the task lists of the run");
       }
+      const absl::Duration kernel = absl::Now() - start;
+      for (ProblemStats& stats : run.stats) stats.kernel = kernel;
       // One oversized head must not keep its memory for ever.
       packed_buffer_.ReleaseAbove(kPackedFloats);
       std::move(run.done)(std::move(status));

@@ -2,6 +2,7 @@
 #include <memory>
 #include <string>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/kernels/new_cpu_backend.h"
 #include "tests/support/attention_case.h"
@@ -11,11 +12,50 @@ namespace flashbias {
 namespace {
 
 using support::AttentionCase;
+using ::testing::HasSubstr;
 
 TEST(BackendFactory, RefusesWhatItCannotMake) {
   EXPECT_EQ(CreateBackend({.kind = "abacus"}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(CreateBackend({.kind = "cpu", .cpu_threads = -1}).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST(BackendFactory, OptionsAreNamedInRefusals) {
+  const auto error = [](const BackendOptions& options) {
+    const auto backends = CreateBackends(options);
+    EXPECT_EQ(backends.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(backends.status().message());
+  };
+  EXPECT_THAT(error({.kind = "abacus"}),
+              HasSubstr("backend is 'abacus'; this build accepts 'auto'"));
+  EXPECT_THAT(error({.device_memory_bytes = -1}),
+              HasSubstr("device_memory_bytes is -1; accepted: 0 or more"));
+  EXPECT_THAT(error({.pinned_memory_bytes = 5}),
+              HasSubstr("pinned_memory_bytes is 5; accepted: 16777216 or more"));
+}
+
+// On every machine: with a GPU, without one, and in builds that know none.
+TEST(BackendFactory, AutoFindsSomething) {
+  const auto backends = CreateBackends({.kind = "auto", .cpu_threads = 1});
+  ASSERT_TRUE(backends.ok()) << backends.status();
+  ASSERT_FALSE(backends->empty());
+  for (const auto& backend : *backends) {
+    EXPECT_EQ(backend->info().name, backends->front()->info().name);
+    EXPECT_EQ(&backend->host_allocator(), &backends->front()->host_allocator());
+    EXPECT_TRUE(backend->health().ok());
+  }
+  const auto cuda = CreateBackends({.kind = "cuda"});
+  EXPECT_EQ(cuda.ok(), backends->front()->info().name == "cuda") << cuda.status();
+}
+
+TEST(CpuBackend, SaysWhatItsKernelsTook) {
+  const std::unique_ptr<AttentionBackend> backend = NewCpuBackend(1);
+  support::OwnedProblem owned = support::Materialise(support::BigRandomCase(1));
+  const auto stats = support::RunAndWait(*backend, owned);
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  EXPECT_GT(stats->kernel, absl::ZeroDuration());
+  EXPECT_EQ(stats->upload, absl::ZeroDuration());
+  EXPECT_EQ(stats->download, absl::ZeroDuration());
 }
 
 TEST(BackendFactory, InfoNamesWhatIsServed) {

@@ -1,0 +1,112 @@
+// The production backend for one CUDA device.
+//
+// Runs wait in a queue and go through slots (slot.h), as many at once as there are slots. Worker
+// threads drive them: one takes a run and a free slot, enqueues everything, sleeps until the device
+// is done (cudaEventSynchronize on an event made for that), gives the slot back and only then calls
+// `done`. Idle workers sleep on a condition. There are twice as many workers as slots, so that
+// slots stay busy while answers are made. A thread that polls events would have to wake for each of
+// them; cudaLaunchHostFunc would call back where no CUDA call is legal, and not at all after an
+// error.
+//
+// Results are those of AttentionPlan: no bit depends on slots, batches or where a tensor lies.
+//
+// After an error from which the device does not recover, the runs that meet it and all later ones
+// fail with INTERNAL, at once, and health() says why. Other errors fail their run only.
+//
+// Thread-safety: as AttentionBackend. The destructor waits for runs in flight; everything that was
+// allocated by host_allocator() must be gone by then.
+#ifndef FLASHBIAS_KERNELS_CUDA_CUDA_BACKEND_H_
+#define FLASHBIAS_KERNELS_CUDA_CUDA_BACKEND_H_
+
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kernels/attention_backend.h"
+#include "kernels/cuda/device_api.h"
+#include "kernels/cuda/device_arena.h"
+#include "kernels/cuda/device_health.h"
+#include "kernels/cuda/launch_planner.h"
+#include "kernels/cuda/pinned_pool.h"
+#include "kernels/cuda/slot.h"
+
+namespace flashbias::cuda {
+
+struct CudaBackendOptions {
+  // Runs in flight at once, 1 to 16. Three keep both directions of the link and the multiprocessors
+  // busy.
+  int slots = 3;
+  // Device memory for tensors and workspaces of runs in flight; 0: half of what is free at start.
+  // Never more than what is free at start.
+  size_t device_memory_bytes = 0;
+  // Pinned tensors from this size on are copied directly; smaller ones are gathered first, because
+  // a copy of a few KiB takes the driver longer than the processor.
+  size_t direct_copy_bytes = size_t{32} << 10;
+  // How long a worker asks the device whether its run is done before it goes to sleep, which costs
+  // some 20 us of waking up. 0: it sleeps at once.
+  absl::Duration max_spin = absl::Microseconds(50);
+};
+
+class CudaBackend final : public AttentionBackend {
+ public:
+  // `info` is what the caller knows of the device; slots are added. `pool` may be shared with other
+  // devices' backends. INVALID_ARGUMENT: an option out of range; INTERNAL: the device fails.
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(const CudaBackendOptions& options,
+                                                             std::shared_ptr<DeviceApi> device,
+                                                             std::unique_ptr<LaunchPlanner> planner,
+                                                             std::shared_ptr<PinnedPool> pool,
+                                                             BackendInfo info);
+  ~CudaBackend() override;
+
+  const BackendInfo& info() const override { return info_; }
+  HostAllocator& host_allocator() override { return *pool_; }
+  absl::Status Admit(const AttentionProblem& problem) const override;
+  absl::Status health() const override { return health_.status(); }
+  BackendUsage usage() const override;
+  void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
+           Done done) override ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  struct PendingRun {
+    absl::Span<const AttentionProblem> problems;
+    absl::Span<ProblemStats> stats;
+    Done done;
+  };
+
+  CudaBackend(std::shared_ptr<DeviceApi> device, std::unique_ptr<LaunchPlanner> planner,
+              std::shared_ptr<PinnedPool> pool, BackendInfo info, size_t max_device_bytes);
+
+  void WorkLoop() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool CanStartOrStops() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return pending_.empty() ? stopping_ : !free_slots_.empty();
+  }
+  absl::Status RunOn(Slot& slot, const PendingRun& run);
+
+  // Constant after construction, in the order of dependence.
+  const BackendInfo info_;
+  const std::shared_ptr<DeviceApi> device_;
+  const std::unique_ptr<LaunchPlanner> planner_;
+  const std::shared_ptr<PinnedPool> pool_;
+  DeviceHealth health_;
+  DeviceArena arena_;
+  std::vector<std::unique_ptr<Slot>> slots_;
+
+  absl::Mutex mutex_;
+  std::deque<PendingRun> pending_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Slot*> free_slots_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+
+  std::vector<std::thread> workers_;  // last: started when everything else stands
+};
+
+}  // namespace flashbias::cuda
+
+#endif  // FLASHBIAS_KERNELS_CUDA_CUDA_BACKEND_H_

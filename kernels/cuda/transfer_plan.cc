@@ -1,0 +1,92 @@
+#include "kernels/cuda/transfer_plan.h"
+
+#include <cstdint>
+
+namespace flashbias::cuda {
+namespace {
+
+size_t Align(size_t bytes) {
+  return (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
+}
+
+// Of the tensors of a problem; 0 where there is none.
+struct Sizes {
+  explicit Sizes(const AttentionProblem& p) {
+    const auto rows = static_cast<size_t>(p.total_q) * p.num_q_heads;
+    q = rows * p.head_dim * SizeOf(p.dtype);
+    kv = static_cast<size_t>(p.total_kv) * p.num_kv_heads * p.head_dim * SizeOf(p.dtype);
+    if (p.lse != nullptr) lse = rows * sizeof(float);
+    if (p.bias_kind == BiasKind::kLowRank) {
+      const size_t factor = SizeOf(p.low_rank.dtype) * p.low_rank.rank;
+      phi_q = static_cast<size_t>(p.total_q) * p.low_rank.phi_q_heads * factor;
+      phi_k = static_cast<size_t>(p.total_kv) * p.low_rank.phi_k_heads * factor;
+    }
+  }
+  size_t q = 0, kv = 0, lse = 0, phi_q = 0, phi_k = 0;
+};
+
+}  // namespace
+
+size_t TensorBytes(const AttentionProblem& problem) {
+  const Sizes sizes(problem);
+  return 2 * Align(sizes.q) + 2 * Align(sizes.kv) + Align(sizes.lse) + Align(sizes.phi_q) +
+         Align(sizes.phi_k);
+}
+
+TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
+                           const PinnedPool& pool, size_t direct_bytes)
+    : problems_(problems.begin(), problems.end()), offsets_(problems.size()) {
+  enum class Pass : uint8_t { kGatheredInputs, kDirectInputs, kGatheredOutputs, kDirectOutputs };
+  const auto place = [&](Pass pass, std::vector<Transfer>& transfers) {
+    const bool direct = pass == Pass::kDirectInputs || pass == Pass::kDirectOutputs;
+    const auto add = [&](const void* host, size_t bytes, size_t* offset) {
+      if (bytes == 0) return;
+      if (direct != (bytes >= direct_bytes && pool.Contains(host, bytes))) return;
+      *offset = device_bytes_;
+      transfers.push_back({.host = static_cast<char*>(const_cast<void*>(host)),
+                           .bytes = bytes,
+                           .offset = device_bytes_});
+      device_bytes_ += Align(bytes);
+    };
+    const size_t begin = device_bytes_;
+    for (size_t n = 0; n < problems_.size(); ++n) {
+      const AttentionProblem& p = *problems_[n];
+      const Sizes sizes(p);
+      Offsets& at = offsets_[n];
+      if (pass == Pass::kGatheredInputs || pass == Pass::kDirectInputs) {
+        add(p.q, sizes.q, &at.q);
+        add(p.k, sizes.kv, &at.k);
+        add(p.v, sizes.kv, &at.v);
+        add(p.low_rank.phi_q, sizes.phi_q, &at.phi_q);
+        add(p.low_rank.phi_k, sizes.phi_k, &at.phi_k);
+      } else {
+        add(p.o, sizes.q, &at.o);
+        add(p.lse, sizes.lse, &at.lse);
+      }
+    }
+    return begin;
+  };
+  place(Pass::kGatheredInputs, gathered_inputs_);
+  gathered_input_bytes_ = device_bytes_;
+  place(Pass::kDirectInputs, direct_inputs_);
+  gathered_outputs_begin_ = place(Pass::kGatheredOutputs, gathered_outputs_);
+  gathered_output_bytes_ = device_bytes_ - gathered_outputs_begin_;
+  place(Pass::kDirectOutputs, direct_outputs_);
+}
+
+AttentionProblem TransferPlan::OnDevice(size_t n, char* device) const {
+  AttentionProblem problem = *problems_[n];
+  const Offsets& at = offsets_[n];
+  problem.q = device + at.q;
+  problem.k = device + at.k;
+  problem.v = device + at.v;
+  problem.o = device + at.o;
+  if (problem.lse != nullptr) problem.lse = reinterpret_cast<float*>(device + at.lse);
+  if (problem.bias_kind == BiasKind::kLowRank) {
+    problem.low_rank.phi_q = device + at.phi_q;
+    problem.low_rank.phi_k = device + at.phi_k;
+  }
+  return problem;
+}
+
+}  // namespace flashbias::cuda

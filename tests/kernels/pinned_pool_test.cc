@@ -1,0 +1,141 @@
+// The pool of pinned memory over a fake device.
+#include "kernels/cuda/pinned_pool.h"
+
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/fake_device.h"
+
+namespace flashbias::cuda {
+namespace {
+
+using support::FakeDevice;
+using ::testing::HasSubstr;
+
+constexpr size_t kMiB = size_t{1} << 20;
+
+class PinnedPoolTest : public ::testing::Test {
+ protected:
+  ~PinnedPoolTest() override {
+    pool_.reset();
+    EXPECT_EQ(device_->live_objects(), 0);
+  }
+
+  void Make(size_t max_bytes) {
+    pool_ =
+        std::make_unique<PinnedPool>(std::vector<std::shared_ptr<DeviceApi>>{device_}, max_bytes);
+  }
+
+  const std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
+  std::unique_ptr<PinnedPool> pool_;
+};
+
+TEST_F(PinnedPoolTest, BlocksAreAlignedDisjointAndLargeEnough) {
+  Make(64 * kMiB);
+  std::vector<HostBlock> blocks;
+  for (const size_t bytes : {size_t{0}, size_t{1}, size_t{4096}, size_t{4097}, size_t{70000},
+                             size_t{256} << 10, kMiB + 1, 5 * kMiB - 1, size_t{4097}}) {
+    absl::StatusOr<HostBlock> block = pool_->Allocate(bytes);
+    ASSERT_TRUE(block.ok()) << block.status();
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(block->data()) % HostAllocator::kAlignment, 0);
+    EXPECT_EQ(block->size(), bytes);
+    std::memset(block->data(), static_cast<int>(blocks.size()), bytes);
+    EXPECT_TRUE(pool_->Contains(block->data(), bytes));
+    blocks.push_back(*std::move(block));
+  }
+  for (size_t n = 0; n < blocks.size(); ++n) {
+    for (size_t byte = 0; byte < blocks[n].size(); byte += 1000) {
+      ASSERT_EQ(blocks[n].data()[byte], static_cast<char>(n));
+    }
+  }
+}
+
+TEST_F(PinnedPoolTest, KnowsItsMemoryFromOthers) {
+  Make(64 * kMiB);
+  const HostBlock block = *pool_->Allocate(3 * kMiB);
+  const std::vector<char> other(100);
+  EXPECT_FALSE(pool_->Contains(other.data(), other.size()));
+  EXPECT_TRUE(pool_->Contains(block.data() + kMiB, 2 * kMiB));
+  EXPECT_FALSE(pool_->Contains(block.data() + kMiB, 2 * kMiB + 1)) << "reaches beyond it";
+  EXPECT_FALSE(pool_->Contains(block.data() - 1, 1));
+}
+
+TEST_F(PinnedPoolTest, OnceWarmNothingIsTakenFromTheSystem) {
+  Make(64 * kMiB);
+  const auto round = [&] {
+    std::vector<HostBlock> held;
+    for (const size_t bytes : {100u, 5000u, 5100u, 3000000u, 2900000u}) {
+      held.push_back(*pool_->Allocate(bytes));
+    }
+  };
+  round();
+  const int calls = device_->pinned_calls();
+  for (int n = 0; n < 100; ++n) round();
+  EXPECT_EQ(device_->pinned_calls(), calls);
+  EXPECT_EQ(pool_->usage().used_bytes, 0);
+  EXPECT_EQ(pool_->usage().size_bytes, device_->pinned_bytes());
+}
+
+TEST_F(PinnedPoolTest, TheBoundHoldsAndIsNamed) {
+  Make(8 * kMiB);
+  const HostBlock held = *pool_->Allocate(6 * kMiB);
+  const absl::StatusOr<HostBlock> refused = pool_->Allocate(3 * kMiB);
+  ASSERT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("no pinned memory for 3145728 bytes: 6291456 of 6291456 bytes are in use, "
+                        "the limit is 8388608"));
+  EXPECT_LE(device_->pinned_bytes(), 8 * kMiB);
+  EXPECT_EQ(pool_->Allocate(size_t{1} << 60).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(PinnedPoolTest, IdleMemoryOfOtherClassesMakesRoom) {
+  Make(8 * kMiB);
+  {
+    const HostBlock first = *pool_->Allocate(3 * kMiB);
+    const HostBlock second = *pool_->Allocate(4 * kMiB);
+  }
+  const absl::StatusOr<HostBlock> larger = pool_->Allocate(7 * kMiB);
+  EXPECT_TRUE(larger.ok()) << larger.status();
+  EXPECT_LE(device_->pinned_bytes(), 8 * kMiB);
+}
+
+TEST_F(PinnedPoolTest, WhereTheSystemHasNoMoreTheNextDeviceIsAsked) {
+  const auto second = std::make_shared<FakeDevice>();
+  pool_ = std::make_unique<PinnedPool>(std::vector<std::shared_ptr<DeviceApi>>{device_, second},
+                                       8 * kMiB);
+  device_->FailNext(FakeDevice::Call::kAllocatePinned, 700, /*sticky=*/true);
+  EXPECT_TRUE(pool_->Allocate(kMiB).ok());
+  EXPECT_EQ(device_->pinned_bytes(), 0);
+  EXPECT_GT(second->pinned_bytes(), 0);
+  second->FailNext(FakeDevice::Call::kAllocatePinned, kOutOfMemory, /*sticky=*/false);
+  EXPECT_EQ(pool_->Allocate(3 * kMiB).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(pool_->Allocate(3 * kMiB).ok());
+  pool_.reset();
+  EXPECT_EQ(second->live_objects(), 0);
+}
+
+TEST_F(PinnedPoolTest, ManyThreads) {
+  Make(32 * kMiB);
+  std::vector<std::thread> threads;
+  threads.reserve(4);
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (size_t n = 0; n < 300; ++n) {
+        absl::StatusOr<HostBlock> block = pool_->Allocate(1000 * (n % 50 + 1));
+        ASSERT_TRUE(block.ok()) << block.status();
+        std::memset(block->data(), t, block->size());
+        ASSERT_EQ(block->data()[block->size() - 1], static_cast<char>(t));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(pool_->usage().used_bytes, 0);
+}
+
+}  // namespace
+}  // namespace flashbias::cuda

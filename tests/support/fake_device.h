@@ -1,0 +1,136 @@
+// A CUDA device made of threads and the heap, and a planner whose kernels are the fp64 reference:
+// what runs batches on a device, tested without one.
+//
+// Every stream is a thread that does its operations in order, so copies and kernels really happen
+// later and beside each other: AddressSanitizer and ThreadSanitizer see memory that is given back
+// too early. Copies from and to memory that is not pinned wait, as the CUDA runtime's may. A test
+// can hold the kernels, let calls fail, break the device, and see what was left behind.
+//
+// Thread-safe. The device must outlive what was made with it.
+#ifndef FLASHBIAS_TESTS_SUPPORT_FAKE_DEVICE_H_
+#define FLASHBIAS_TESTS_SUPPORT_FAKE_DEVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "kernels/cuda/device_api.h"
+#include "kernels/cuda/launch_planner.h"
+
+namespace flashbias::support {
+
+class FakeDevice final : public cuda::DeviceApi {
+ public:
+  // What a test can let fail. kKernel: on the device, after the launch was accepted.
+  enum class Call { kUse, kAllocateDevice, kAllocatePinned, kCopy, kRecord, kLaunch, kKernel };
+
+  explicit FakeDevice(size_t memory_bytes = size_t{1} << 30) : memory_bytes_(memory_bytes) {}
+  FakeDevice(const FakeDevice&) = delete;
+  FakeDevice& operator=(const FakeDevice&) = delete;
+  ~FakeDevice() override;
+
+  // The call after `skip` more of its kind returns `code`, once; where `sticky`, every call from
+  // then on does.
+  void FailNext(Call call, cuda::ErrorCode code, bool sticky, int skip = 0);
+  // Kernels wait until they are released.
+  void HoldKernels();
+  void ReleaseKernels();
+
+  // What has happened on the streams, in order: "upload", "kernel", "download", each with the
+  // stream's number: "kernel 0".
+  std::vector<std::string> history() const;
+  // Whether so many entries of history begin with `what` within ten seconds.
+  bool WaitForHistory(const std::string& what, size_t count) const;
+  // Allocations, streams and events that were not given back.
+  int live_objects() const;
+  // AllocatePinned and FreePinned, AllocateDevice and FreeDevice so far.
+  int pinned_calls() const;
+  int device_calls() const;
+  size_t device_bytes() const;
+  size_t pinned_bytes() const;
+
+  cuda::ErrorCode Use() override;
+  cuda::ErrorCode FreeMemory(size_t* bytes) override;
+  cuda::ErrorCode AllocateDevice(size_t bytes, void** memory) override;
+  void FreeDevice(void* memory) override;
+  cuda::ErrorCode AllocatePinned(size_t bytes, void** memory) override;
+  void FreePinned(void* memory) override;
+  cuda::ErrorCode CreateStream(cuda::Stream** stream) override;
+  void DestroyStream(cuda::Stream* stream) override;
+  cuda::ErrorCode CreateEvent(cuda::Event** event) override;
+  void DestroyEvent(cuda::Event* event) override;
+  cuda::ErrorCode Copy(void* to, const void* from, size_t bytes, cuda::CopyKind kind,
+                       cuda::Stream* stream) override;
+  cuda::ErrorCode Record(cuda::Event* event, cuda::Stream* stream) override;
+  cuda::ErrorCode Query(cuda::Event* event) override;
+  cuda::ErrorCode Wait(cuda::Event* event) override;
+  cuda::ErrorCode Wait(cuda::Stream* stream) override;
+  cuda::ErrorCode Elapsed(cuda::Event* from, cuda::Event* to, float* milliseconds) override;
+  cuda::ErrorCode StickyError() override;
+  std::string ErrorName(cuda::ErrorCode code) const override;
+  std::string ErrorText(cuda::ErrorCode code) const override;
+
+  // For the planner below: runs `kernel` on the stream.
+  cuda::ErrorCode Launch(std::function<void()> kernel, cuda::Stream* stream);
+
+ private:
+  struct FakeStream;
+  struct FakeEvent;
+  struct Injection {
+    cuda::ErrorCode code;
+    bool sticky;
+    int skip;
+  };
+
+  // What the call has to return at once; kSuccess: go on.
+  cuda::ErrorCode BeginLocked(Call call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  cuda::ErrorCode AllocateLocked(size_t bytes, std::map<uintptr_t, size_t>& live, void** memory)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Push(FakeStream* stream, std::function<void()> operation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StreamLoop(FakeStream* stream);
+
+  const size_t memory_bytes_;
+
+  mutable absl::Mutex mutex_;
+  bool kernels_held_ ABSL_GUARDED_BY(mutex_) = false;
+  cuda::ErrorCode dead_ ABSL_GUARDED_BY(mutex_) = cuda::kSuccess;
+  std::map<Call, std::vector<Injection>> injections_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> history_ ABSL_GUARDED_BY(mutex_);
+  std::map<uintptr_t, size_t> device_memory_ ABSL_GUARDED_BY(mutex_);
+  std::map<uintptr_t, size_t> pinned_memory_ ABSL_GUARDED_BY(mutex_);
+  int next_stream_ ABSL_GUARDED_BY(mutex_) = 0;
+  int streams_and_events_ ABSL_GUARDED_BY(mutex_) = 0;
+  int pinned_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  int device_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+// Groups are a dtype, padded head_dim and bias kind each. A launch counts what the reference does.
+class FakePlanner final : public cuda::LaunchPlanner {
+ public:
+  // `bound_bytes`: what WorkspaceBound says; a launch takes `workspace_bytes` for each problem.
+  explicit FakePlanner(FakeDevice* device, size_t bound_bytes = 4096, size_t workspace_bytes = 4096)
+      : device_(device), bound_bytes_(bound_bytes), workspace_bytes_(workspace_bytes) {}
+
+  uint64_t GroupOf(const AttentionProblem& problem) const override;
+  size_t WorkspaceBound(const AttentionProblem& problem) const override;
+  absl::StatusOr<std::unique_ptr<cuda::PlannedLaunch>> Plan(
+      absl::Span<const AttentionProblem> problems) const override;
+
+ private:
+  FakeDevice* const device_;
+  const size_t bound_bytes_;
+  const size_t workspace_bytes_;
+};
+
+}  // namespace flashbias::support
+
+#endif  // FLASHBIAS_TESTS_SUPPORT_FAKE_DEVICE_H_
