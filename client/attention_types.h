@@ -83,6 +83,10 @@ struct Timing {
   int64_t batch_requests = 0;   // requests in its batch, this one included
   int64_t tiles_computed = 0;   // (head, query tile, key tile) triples computed
   int64_t tiles_skipped = 0;    // triples that the mask admits and the eps bound left out
+  // Parts of `compute`, those of the whole batch.
+  absl::Duration upload = {};    // until the inputs were in device memory; 0 on a CPU
+  absl::Duration kernel = {};    // from there until the results were computed
+  absl::Duration download = {};  // from there until they were in host memory; 0 on a CPU
 };
 
 struct AttendResult {

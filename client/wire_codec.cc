@@ -121,7 +121,10 @@ absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
                    .send = absl::Seconds(timing.send_seconds()),
                    .batch_requests = timing.batch_requests(),
                    .tiles_computed = timing.tiles_computed(),
-                   .tiles_skipped = timing.tiles_skipped()};
+                   .tiles_skipped = timing.tiles_skipped(),
+                   .upload = absl::Seconds(timing.upload_seconds()),
+                   .kernel = absl::Seconds(timing.kernel_seconds()),
+                   .download = absl::Seconds(timing.download_seconds())};
   if (absl::Status status = CheckResult(request, result); !status.ok()) return status;
   return result;
 }

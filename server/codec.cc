@@ -172,6 +172,9 @@ grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
   out->set_batch_requests(timing.batch_requests);
   out->set_tiles_computed(timing.stats.tiles_computed);
   out->set_tiles_skipped(timing.stats.tiles_skipped);
+  out->set_upload_seconds(absl::ToDoubleSeconds(timing.stats.upload));
+  out->set_kernel_seconds(absl::ToDoubleSeconds(timing.stats.kernel));
+  out->set_download_seconds(absl::ToDoubleSeconds(timing.stats.download));
   std::string header = head.SerializeAsString();
 
   std::vector<grpc::Slice> slices;

@@ -158,7 +158,9 @@ void Print(const AttendResult& result, absl::Duration elapsed, std::ostream& out
       << "call   " << absl::FormatDuration(elapsed) << "\n"
       << "server receive " << absl::FormatDuration(t.receive) << ", queue "
       << absl::FormatDuration(t.queue) << ", compute " << absl::FormatDuration(t.compute)
-      << ", send " << absl::FormatDuration(t.send) << "\n"
+      << " (upload " << absl::FormatDuration(t.upload) << ", kernel "
+      << absl::FormatDuration(t.kernel) << ", download " << absl::FormatDuration(t.download)
+      << "), send " << absl::FormatDuration(t.send) << "\n"
       << "batch  " << t.batch_requests << " requests; tiles computed " << t.tiles_computed
       << ", skipped " << t.tiles_skipped << "\n";
   const auto count =

@@ -20,6 +20,9 @@ void AddTiming(const Timing& timing, StageTotals* totals) {
   totals->receive += timing.receive;
   totals->queue += timing.queue;
   totals->compute += timing.compute;
+  totals->upload += timing.upload;
+  totals->kernel += timing.kernel;
+  totals->download += timing.download;
   totals->send += timing.send;
   totals->batch_requests += timing.batch_requests;
   totals->tiles_computed += timing.tiles_computed;
@@ -38,6 +41,9 @@ void MergeInto(LoadResult&& from, LoadResult* into) {
   into->stages.receive += from.stages.receive;
   into->stages.queue += from.stages.queue;
   into->stages.compute += from.stages.compute;
+  into->stages.upload += from.stages.upload;
+  into->stages.kernel += from.stages.kernel;
+  into->stages.download += from.stages.download;
   into->stages.send += from.stages.send;
   into->stages.batch_requests += from.stages.batch_requests;
   into->stages.tiles_computed += from.stages.tiles_computed;

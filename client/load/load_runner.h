@@ -43,6 +43,7 @@ struct LoadOptions {
 
 struct StageTotals {
   absl::Duration receive = {}, queue = {}, compute = {}, send = {};
+  absl::Duration upload = {}, kernel = {}, download = {};  // parts of compute
   int64_t batch_requests = 0;
   int64_t tiles_computed = 0;
   int64_t tiles_skipped = 0;

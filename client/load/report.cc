@@ -87,6 +87,10 @@ std::string FormatTable(const LoadReport& report) {
                         Milliseconds(MeanSeconds(result.stages.queue, n)),
                         Milliseconds(MeanSeconds(result.stages.compute, n)),
                         Milliseconds(MeanSeconds(result.stages.send, n)));
+  absl::StrAppendFormat(&out, "of compute    upload %s, kernel %s, download %s (means)\n",
+                        Milliseconds(MeanSeconds(result.stages.upload, n)),
+                        Milliseconds(MeanSeconds(result.stages.kernel, n)),
+                        Milliseconds(MeanSeconds(result.stages.download, n)));
   absl::StrAppendFormat(&out, "batches       %.2f requests on average\n", MeanBatch(result));
   absl::StrAppendFormat(&out, "tiles         %.1f %% skipped (%d computed, %d skipped)\n",
                         100 * SkippedShare(result.stages), result.stages.tiles_computed,
@@ -148,6 +152,9 @@ std::string FormatJson(const LoadReport& report) {
   json["server_stage_seconds"] = {{"receive", Number(MeanSeconds(result.stages.receive, n))},
                                   {"queue", Number(MeanSeconds(result.stages.queue, n))},
                                   {"compute", Number(MeanSeconds(result.stages.compute, n))},
+                                  {"upload", Number(MeanSeconds(result.stages.upload, n))},
+                                  {"kernel", Number(MeanSeconds(result.stages.kernel, n))},
+                                  {"download", Number(MeanSeconds(result.stages.download, n))},
                                   {"send", Number(MeanSeconds(result.stages.send, n))}};
   json["batch_requests"] = MeanBatch(result);
   json["tiles"] = {{"computed", result.stages.tiles_computed},

@@ -124,6 +124,9 @@ TEST(AttentionClientTest, SendsWhatTheRequestSaysAndReturnsTheAnswer) {
   ASSERT_EQ(result->lse.size(), 12u);
   EXPECT_EQ(result->lse[11], 11.0f);
   EXPECT_EQ(result->timing.compute, absl::Milliseconds(250));
+  EXPECT_EQ(result->timing.upload, absl::Seconds(0.0625));
+  EXPECT_EQ(result->timing.kernel, absl::Seconds(0.125));
+  EXPECT_EQ(result->timing.download, absl::Seconds(0.03125));
   EXPECT_EQ(result->timing.batch_requests, 3);
   EXPECT_EQ(result->timing.tiles_computed, 7);
   EXPECT_EQ(result->timing.tiles_skipped, 1);

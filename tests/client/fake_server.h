@@ -89,6 +89,9 @@ inline grpc::Status Echo(const v1::AttendRequest& request, v1::AttendResponse* r
     lse->set_data(values.data(), values.size() * sizeof(float));
   }
   response->mutable_timing()->set_compute_seconds(0.25);
+  response->mutable_timing()->set_upload_seconds(0.0625);
+  response->mutable_timing()->set_kernel_seconds(0.125);
+  response->mutable_timing()->set_download_seconds(0.03125);
   response->mutable_timing()->set_batch_requests(3);
   response->mutable_timing()->set_tiles_computed(7);
   response->mutable_timing()->set_tiles_skipped(1);

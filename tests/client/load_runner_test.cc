@@ -59,6 +59,9 @@ TEST(LoadRunnerTest, CountsWhatWasAnsweredAndVerifiesIt) {
   const nlohmann::json json = nlohmann::json::parse(FormatJson(report));
   EXPECT_EQ(json["requests_succeeded"], 30);
   EXPECT_EQ(json["server_stage_seconds"]["compute"], 0.25);
+  EXPECT_EQ(json["server_stage_seconds"]["upload"], 0.0625);
+  EXPECT_EQ(json["server_stage_seconds"]["kernel"], 0.125);
+  EXPECT_EQ(json["server_stage_seconds"]["download"], 0.03125);
   EXPECT_EQ(json["batch_requests"], 3.0);
   EXPECT_EQ(json["tiles"]["skipped_share"], 0.125);
   EXPECT_EQ(json["verify"]["wrong"], 0);
