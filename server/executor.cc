@@ -17,9 +17,12 @@ Executor::Executor(AttentionBackend* backend, const Clock* clock, Metrics* metri
 
 Executor::~Executor() { WaitUntilIdle(absl::InfiniteFuture()); }
 
-BackendState Executor::state() const {
+ExecutorLoad Executor::load() const {
   MutexLock lock(&mutex_);
-  return {.slots = slots_, .free_slots = slots_ - static_cast<int>(running_.size())};
+  ExecutorLoad load;
+  load.state = {.slots = slots_, .free_slots = slots_ - static_cast<int>(running_.size())};
+  for (const auto& batch : running_) load.work += batch->work();
+  return load;
 }
 
 void Executor::Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) {
@@ -56,7 +59,9 @@ void Executor::OnDone(Batch* running, absl::Time start, const absl::Status& stat
 
   absl::Status answer;
   if (!status.ok()) {
-    answer = absl::InternalError(absl::StrCat("the backend failed: ", status.message()));
+    answer = absl::IsResourceExhausted(status)
+                 ? status
+                 : absl::InternalError(absl::StrCat("the backend failed: ", status.message()));
     Log(LogLevel::kError, "batch failed",
         {{"status", status.ToString()}, {"requests", batch->num_requests()}});
   }

@@ -6,6 +6,7 @@
 #ifndef FLASHBIAS_SERVER_EXECUTOR_H_
 #define FLASHBIAS_SERVER_EXECUTOR_H_
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -22,6 +23,11 @@
 
 namespace flashbias::server {
 
+struct ExecutorLoad {
+  BackendState state;
+  int64_t work = 0;  // of the batches that run, estimated score elements
+};
+
 class Executor {
  public:
   using SlotFreed = absl::AnyInvocable<void() &&>;
@@ -33,10 +39,15 @@ class Executor {
   // Waits until nothing runs.
   ~Executor();
 
-  BackendState state() const ABSL_LOCKS_EXCLUDED(mutex_);
+  ExecutorLoad load() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // What the backend says.
+  bool healthy() const { return backend_->health().ok(); }
+  absl::Status Admit(const AttentionProblem& problem) const { return backend_->Admit(problem); }
 
   // Starts the batch and returns. When it ends the slot is free first, then `slot_freed` is called,
-  // then every request is finished: with its result, or, where the backend failed, with INTERNAL.
+  // then every request is finished: with its result, or, where the backend failed, with INTERNAL,
+  // or RESOURCE_EXHAUSTED where the backend said that.
   // REQUIRES: a free slot; only one thread starts batches.
   void Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -22,9 +22,19 @@ ABSL_FLAG(std::string, port_file, "",
 ABSL_FLAG(bool, reflection, ServerOptions().reflection, "Serve gRPC reflection.");
 
 ABSL_FLAG(std::string, backend, flashbias::BackendOptions().kind,
-          "What computes: 'auto' (the fastest there is) or 'cpu'.");
+          "What computes: 'cuda', 'cpu', or 'auto' (cuda where a usable device is, else cpu).");
 ABSL_FLAG(int, cpu_threads, flashbias::BackendOptions().cpu_threads,
           "Threads of the CPU backend. 0: one per hardware thread.");
+ABSL_FLAG(std::string, cuda_devices, flashbias::BackendOptions().cuda_devices,
+          "CUDA devices to use, ordinals separated by commas. Empty: every usable one.");
+ABSL_FLAG(int, cuda_slots, flashbias::BackendOptions().cuda_slots,
+          "Batches in flight on each CUDA device, 1 to 16.");
+ABSL_FLAG(int64_t, device_memory_bytes, flashbias::BackendOptions().device_memory_bytes,
+          "Memory, in bytes, that batches in flight may take of each CUDA device. A request that "
+          "needs more: RESOURCE_EXHAUSTED. 0: half of what is free at start.");
+ABSL_FLAG(int64_t, pinned_memory_bytes, flashbias::BackendOptions().pinned_memory_bytes,
+          "Pinned host memory, in bytes, for requests, results and staging with CUDA devices; at "
+          "least 16777216. Taken as it is needed and kept.");
 
 ABSL_FLAG(int64_t, max_queue_requests, ServerOptions().scheduler.max_queue_requests,
           "Requests that may wait. Beyond: RESOURCE_EXHAUSTED with a retry hint.");
@@ -102,7 +112,11 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags() {
   if (!valid.ok()) return valid;
 
   options.backend = {.kind = absl::GetFlag(FLAGS_backend),
-                     .cpu_threads = absl::GetFlag(FLAGS_cpu_threads)};
+                     .cpu_threads = absl::GetFlag(FLAGS_cpu_threads),
+                     .cuda_devices = absl::GetFlag(FLAGS_cuda_devices),
+                     .cuda_slots = absl::GetFlag(FLAGS_cuda_slots),
+                     .device_memory_bytes = absl::GetFlag(FLAGS_device_memory_bytes),
+                     .pinned_memory_bytes = absl::GetFlag(FLAGS_pinned_memory_bytes)};
   options.port_file = absl::GetFlag(FLAGS_port_file);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   if (options.drain_timeout < absl::ZeroDuration()) {

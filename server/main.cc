@@ -1,15 +1,9 @@
 // flashbias-server: flags and wiring.
 #include <malloc.h>
-#include <pthread.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <csignal>
 #include <cstdio>
-#include <fstream>
+#include <memory>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -23,7 +17,7 @@
 #include "kernels/backend_factory.h"
 #include "server/flags.h"
 #include "server/log.h"
-#include "server/server.h"
+#include "server/program.h"
 
 namespace flashbias::server {
 namespace {
@@ -38,46 +32,6 @@ void TuneMalloc() {
   // NOLINTEND(concurrency-mt-unsafe)
 }
 
-// Blocks the signals that end the server in this thread and all that it starts, so that sigwait
-// gets them. SIGPIPE is ignored: writing to a closed connection is an error, not the end.
-sigset_t BlockSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
-  return signals;
-}
-
-int WaitForSignal(const sigset_t& signals) {
-  int signal = 0;
-  while (sigwait(&signals, &signal) != 0) {
-  }
-  return signal;
-}
-
-// Ends the process without destructors: the backend may still be writing to memory of ours.
-[[noreturn]] void ExitNow() {
-  FlushLog();
-  _exit(1);
-}
-
-// Renamed into place, so that whoever waits for the file never reads half of it. The reason where
-// it failed, "" where it did not.
-std::string WritePorts(const std::string& path, const Server& server) {
-  errno = 0;
-  const std::string partial = path + ".partial";
-  std::ofstream file(partial);
-  file << "grpc_port=" << server.port() << "\nmetrics_port=" << server.metrics_port() << "\n";
-  file.close();
-  if (file.good() && std::rename(partial.c_str(), path.c_str()) == 0) return "";
-  return std::error_code(errno, std::generic_category()).message();
-}
-
-// 2: the flags have to change; 1: the machine would not serve with them.
-int ExitCode(const absl::Status& status) { return absl::IsInvalidArgument(status) ? 2 : 1; }
-
 int Run() {
   const absl::StatusOr<ProgramOptions> options = OptionsFromFlags();
   if (!options.ok()) {
@@ -85,19 +39,24 @@ int Run() {
     return ExitCode(options.status());
   }
   InitLog(options->log_level, options->log_format);
-  const sigset_t signals = BlockSignals();
+  BlockSignals();
 
-  absl::StatusOr<std::unique_ptr<AttentionBackend>> backend = CreateBackend(options->backend);
-  if (!backend.ok()) {
-    Log(LogLevel::kError, "no backend", {{"error", backend.status().ToString()}});
-    return ExitCode(backend.status());
+  absl::StatusOr<std::vector<std::unique_ptr<AttentionBackend>>> backends =
+      CreateBackends(options->backend);
+  if (!backends.ok()) {
+    Log(LogLevel::kError, "no backend", {{"error", backends.status().ToString()}});
+    return ExitCode(backends.status());
   }
-  const BackendInfo info = (*backend)->info();
+  std::vector<std::string> devices;
+  for (const auto& backend : *backends) {
+    for (const std::string& device : backend->info().devices) devices.push_back(device);
+  }
+  const BackendInfo info = backends->front()->info();
   const ServerOptions& limits = options->server;
   Log(LogLevel::kInfo, "starting",
       {{"version", FLASHBIAS_VERSION},
        {"backend", info.name},
-       {"devices", absl::StrJoin(info.devices, "; ")},
+       {"devices", absl::StrJoin(devices, "; ")},
        {"max_concurrent_runs", info.max_concurrent_runs},
        {"listen_address", limits.listen_address},
        {"metrics_address", limits.metrics_address},
@@ -116,36 +75,7 @@ int Run() {
        {"min_ping_interval", limits.min_ping_interval},
        {"drain_timeout", options->drain_timeout}});
 
-  absl::StatusOr<std::unique_ptr<Server>> server = Server::Create(limits, *std::move(backend));
-  if (!server.ok()) {
-    Log(LogLevel::kError, "cannot serve", {{"error", server.status().ToString()}});
-    return ExitCode(server.status());
-  }
-  if (!options->port_file.empty()) {
-    const std::string error = WritePorts(options->port_file, **server);
-    if (!error.empty()) {
-      Log(LogLevel::kError, "cannot write the port file",
-          {{"port_file", options->port_file}, {"error", error}});
-      return 1;
-    }
-  }
-  Log(LogLevel::kInfo, "serving",
-      {{"port", (*server)->port()}, {"metrics_port", (*server)->metrics_port()}});
-
-  const int signal = WaitForSignal(signals);
-  Log(LogLevel::kInfo, "draining", {{"signal", signal}, {"drain_timeout", options->drain_timeout}});
-  std::thread([signals] {
-    WaitForSignal(signals);
-    Log(LogLevel::kWarning, "cut short by a second signal");
-    ExitNow();
-  }).detach();
-  if (!(*server)->Shutdown(options->drain_timeout)) {
-    Log(LogLevel::kWarning, "cut short: requests were left after drain_timeout");
-    ExitNow();
-  }
-  Log(LogLevel::kInfo, "drained");
-  FlushLog();
-  return 0;
+  return Serve(*options, *std::move(backends));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "server/metrics.h"
 
+#include <prometheus/collectable.h>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
@@ -8,13 +9,17 @@
 
 #include <array>
 #include <cmath>
+#include <map>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 namespace flashbias::server {
 namespace {
 
 constexpr std::array kMethods = {"Attend", "GetServerInfo"};
-constexpr std::array kStages = {"receive", "queue", "compute", "send"};
+constexpr std::array kStages = {"receive", "queue",    "compute", "upload",
+                                "kernel",  "download", "send"};
 constexpr std::array kReasons = {"queue", "deadline", "invalid", "draining", "memory"};
 constexpr std::array kWheres = {"receiving", "queue", "running"};
 constexpr const char* kTransport = "grpc";
@@ -48,10 +53,92 @@ size_t Index(Enum value) {
   return static_cast<size_t>(value);
 }
 
+// What devices hold and have met, read anew at every scrape.
+class DeviceMetrics {
+ public:
+  DeviceMetrics(Metrics::ReadDevices read, prometheus::Registry& registry)
+      : read_(std::move(read)),
+        healthy_(Gauge(registry, "device_healthy", "Whether the device computes: 1, or 0.")),
+        memory_used_(Gauge(registry, "device_memory_used_bytes",
+                           "Device memory that batches in flight hold.")),
+        memory_size_(Gauge(registry, "device_memory_size_bytes",
+                           "Device memory taken from the device, used or not.")),
+        pinned_used_(Gauge(registry, "pinned_pool_used_bytes",
+                           "Pinned host memory that requests, results and batches hold.")
+                         .Add({})),
+        pinned_size_(Gauge(registry, "pinned_pool_size_bytes",
+                           "Pinned host memory taken from the system, used or not.")
+                         .Add({})),
+        errors_(prometheus::BuildCounter()
+                    .Name("flashbias_cuda_errors_total")
+                    .Help("Errors of CUDA calls, by their name; a series begins with its first.")
+                    .Register(registry)) {
+    Refresh();
+  }
+
+  void Refresh() {
+    const std::vector<DeviceReading> devices = read_();
+    const std::lock_guard<std::mutex> lock(mutex_);  // scrapes may overlap
+    std::map<std::string, double> errors;
+    for (const DeviceReading& device : devices) {
+      const prometheus::Labels labels = {{"device", device.label}};
+      healthy_.Add(labels).Set(device.healthy ? 1 : 0);
+      memory_used_.Add(labels).Set(static_cast<double>(device.usage.device_memory_used_bytes));
+      memory_size_.Add(labels).Set(static_cast<double>(device.usage.device_memory_size_bytes));
+      for (const auto& [code, count] : device.usage.errors) {
+        errors[code] += static_cast<double>(count);
+      }
+    }
+    if (!devices.empty()) {
+      pinned_used_.Set(static_cast<double>(devices[0].usage.pinned_used_bytes));
+      pinned_size_.Set(static_cast<double>(devices[0].usage.pinned_size_bytes));
+    }
+    for (const auto& [code, count] : errors) {
+      prometheus::Counter& counter = errors_.Add({{"code", code}});
+      counter.Increment(count - counter.Value());
+    }
+  }
+
+ private:
+  using GaugeFamily = prometheus::Family<prometheus::Gauge>;
+
+  static GaugeFamily& Gauge(prometheus::Registry& registry, const std::string& name,
+                            const std::string& help) {
+    return prometheus::BuildGauge().Name("flashbias_" + name).Help(help).Register(registry);
+  }
+
+  const Metrics::ReadDevices read_;
+  std::mutex mutex_;
+  GaugeFamily& healthy_;
+  GaugeFamily& memory_used_;
+  GaugeFamily& memory_size_;
+  prometheus::Gauge& pinned_used_;
+  prometheus::Gauge& pinned_size_;
+  prometheus::Family<prometheus::Counter>& errors_;
+};
+
+// What a scrape gets: the registry, once the devices were asked.
+class Source final : public prometheus::Collectable {
+ public:
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    if (devices_ != nullptr) devices_->Refresh();
+    return registry_->Collect();
+  }
+  prometheus::Registry& registry() { return *registry_; }
+  void WatchDevices(Metrics::ReadDevices read) {
+    devices_ = std::make_unique<DeviceMetrics>(std::move(read), *registry_);
+  }
+
+ private:
+  const std::unique_ptr<prometheus::Registry> registry_ = std::make_unique<prometheus::Registry>();
+  std::unique_ptr<DeviceMetrics> devices_;
+};
+
 }  // namespace
 
 struct Metrics::Impl {
-  std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
+  const std::shared_ptr<Source> source = std::make_shared<Source>();
+  prometheus::Registry* const registry = &source->registry();
 
   std::array<std::array<prometheus::Counter*, kStatusCodes>, kMethods.size()> requests;
   std::array<prometheus::Histogram*, kMethods.size()> request_duration;
@@ -203,9 +290,11 @@ void Metrics::SentMessage(int64_t bytes) {
 }
 
 std::string Metrics::Serialize() const {
-  return prometheus::TextSerializer().Serialize(impl_->registry->Collect());
+  return prometheus::TextSerializer().Serialize(impl_->source->Collect());
 }
 
-std::shared_ptr<prometheus::Collectable> Metrics::collectable() const { return impl_->registry; }
+std::shared_ptr<prometheus::Collectable> Metrics::collectable() const { return impl_->source; }
+
+void Metrics::WatchDevices(ReadDevices read) { impl_->source->WatchDevices(std::move(read)); }
 
 }  // namespace flashbias::server

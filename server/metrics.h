@@ -6,11 +6,14 @@
 #define FLASHBIAS_SERVER_METRICS_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "kernels/attention_backend.h"
 
 namespace prometheus {
 class Collectable;
@@ -19,14 +22,25 @@ class Collectable;
 namespace flashbias::server {
 
 enum class Method { kAttend, kGetServerInfo };
-enum class Stage { kReceive, kQueue, kCompute, kSend };
-// kMemory: the answer would exceed the message limit.
+// kUpload, kKernel and kDownload are parts of kCompute.
+enum class Stage { kReceive, kQueue, kCompute, kUpload, kKernel, kDownload, kSend };
+// kMemory: the answer would exceed the message limit, or the request the memory of a device.
 enum class RejectReason { kQueue, kDeadline, kInvalid, kDraining, kMemory };
 // kReceiving: before the whole message had come.
 enum class CancelWhere { kReceiving, kQueue, kRunning };
 
+// One device as a scrape finds it.
+struct DeviceReading {
+  std::string label;
+  bool healthy = true;
+  BackendUsage usage;
+};
+
 class Metrics {
  public:
+  // All devices; pinned memory is that of the first, because they share it.
+  using ReadDevices = std::function<std::vector<DeviceReading>()>;
+
   // Labels of build_info.
   Metrics(const std::string& version, const std::string& backend);
   Metrics(const Metrics&) = delete;
@@ -46,6 +60,10 @@ class Metrics {
   // One message of a call to Attend.
   void ReceivedMessage(int64_t bytes);
   void SentMessage(int64_t bytes);
+
+  // From now on `read` is asked at every scrape, on its thread. Call it once, before the first one;
+  // what it uses must live until the last one.
+  void WatchDevices(ReadDevices read);
 
   // The text exposition format.
   std::string Serialize() const;

@@ -48,26 +48,28 @@ absl::Status Validate(const SchedulerOptions& options) {
 }
 
 absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(const SchedulerOptions& options,
-                                                             const Clock* clock, Executor* executor,
+                                                             const Clock* clock,
+                                                             Dispatcher* dispatcher,
                                                              Metrics* metrics) {
   const absl::Status status = Validate(options);
   if (!status.ok()) return status;
-  return std::unique_ptr<Scheduler>(new Scheduler(options, clock, executor, metrics));
+  return std::unique_ptr<Scheduler>(new Scheduler(options, clock, dispatcher, metrics));
 }
 
-Scheduler::Scheduler(const SchedulerOptions& options, const Clock* clock, Executor* executor,
+Scheduler::Scheduler(const SchedulerOptions& options, const Clock* clock, Dispatcher* dispatcher,
                      Metrics* metrics)
-    : options_(options), clock_(clock), executor_(executor), metrics_(metrics) {}
+    : options_(options), clock_(clock), dispatcher_(dispatcher), metrics_(metrics) {}
 
 Scheduler::~Scheduler() {
   Shutdown();
   // The slot-freed callbacks of running batches point here.
-  executor_->WaitUntilIdle(absl::InfiniteFuture());
+  dispatcher_->WaitUntilIdle(absl::InfiniteFuture());
 }
 
 Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
   const absl::Time now = clock_->Now();
   Ticket ticket{.id = 0, .completion = request->completion()};
+  const absl::Status admitted = dispatcher_->Admit(request->problem());
   std::optional<Outcome> refusal;
   {
     MutexLock lock(&mutex_);
@@ -75,6 +77,10 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
     if (!refusal.has_value() && request->deadline() <= now) {
       metrics_->Rejected(RejectReason::kDeadline);
       refusal = Outcome{.status = Expired("before the request was queued")};
+    }
+    if (!refusal.has_value() && !admitted.ok()) {
+      metrics_->Rejected(RejectReason::kMemory);
+      refusal = Outcome{.status = admitted};
     }
     if (!refusal.has_value()) {
       ticket.id = next_id_++;
@@ -169,7 +175,7 @@ absl::Time Scheduler::Poll(absl::Time now) {
       }
     }
     if (batch == nullptr) return again;
-    executor_->Run(std::move(batch), [this] { Wake(); });
+    dispatcher_->Run(std::move(batch), [this] { Wake(); });
     MutexLock lock(&mutex_);
     --dispatching_;
     mutex_.NotifyWaiters();
@@ -200,7 +206,7 @@ bool Scheduler::WaitUntilDrained(absl::Time deadline) {
     };
     if (!mutex_.Await(nothing_waits, deadline)) return false;
   }
-  return executor_->WaitUntilIdle(deadline);
+  return dispatcher_->WaitUntilIdle(deadline);
 }
 
 void Scheduler::Shutdown() {
@@ -245,7 +251,7 @@ std::vector<std::unique_ptr<PendingRequest>> Scheduler::TakeExpiredLocked(absl::
 }
 
 std::pair<std::unique_ptr<Batch>, absl::Time> Scheduler::NextBatchLocked(absl::Time now) {
-  const BackendState backend = executor_->state();
+  const BackendState backend = dispatcher_->state();
   std::vector<std::pair<absl::Time, BatchKey>> by_age;
   by_age.reserve(groups_.size());
   for (const auto& [key, group] : groups_) {

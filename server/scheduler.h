@@ -30,7 +30,7 @@
 #include "server/batch.h"
 #include "server/batch_policy.h"
 #include "server/clock.h"
-#include "server/executor.h"
+#include "server/dispatcher.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/pending_request.h"
@@ -60,7 +60,8 @@ class Scheduler {
   // INVALID_ARGUMENT where an option is out of range. What the pointers point to must outlive the
   // scheduler.
   static absl::StatusOr<std::unique_ptr<Scheduler>> Create(const SchedulerOptions& options,
-                                                           const Clock* clock, Executor* executor,
+                                                           const Clock* clock,
+                                                           Dispatcher* dispatcher,
                                                            Metrics* metrics);
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
@@ -68,7 +69,8 @@ class Scheduler {
   ~Scheduler();
 
   // Takes the request over. It is finished at once where it cannot be accepted: UNAVAILABLE when
-  // draining, DEADLINE_EXCEEDED, or RESOURCE_EXHAUSTED with Outcome::retry_after.
+  // draining, DEADLINE_EXCEEDED, or RESOURCE_EXHAUSTED: with Outcome::retry_after where the queue
+  // is full, without where no device can ever run it.
   Ticket Enqueue(std::unique_ptr<PendingRequest> request) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // The outcome that Enqueue would give a request of `bytes` now for want of room or because of
@@ -114,7 +116,7 @@ class Scheduler {
     Queue::iterator at;
   };
 
-  Scheduler(const SchedulerOptions& options, const Clock* clock, Executor* executor,
+  Scheduler(const SchedulerOptions& options, const Clock* clock, Dispatcher* dispatcher,
             Metrics* metrics);
 
   std::optional<Outcome> RefusalLocked(int64_t bytes, absl::Time now) const
@@ -133,7 +135,7 @@ class Scheduler {
   // Constant after construction.
   const SchedulerOptions options_;
   const Clock* const clock_;
-  Executor* const executor_;
+  Dispatcher* const dispatcher_;
   Metrics* const metrics_;
 
   Mutex mutex_;

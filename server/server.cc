@@ -3,16 +3,18 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/clock.h"
-#include "server/executor.h"
+#include "server/dispatcher.h"
 #include "server/health.h"
 #include "server/log.h"
 #include "server/metrics.h"
@@ -39,10 +41,13 @@ int Milliseconds(absl::Duration duration) {
 
 class Server::Impl {
  public:
-  explicit Impl(std::unique_ptr<AttentionBackend> backend)
-      : backend_(std::move(backend)),
-        metrics_(FLASHBIAS_VERSION, backend_->info().name),
-        executor_(backend_.get(), &clock_, &metrics_) {}
+  Impl(std::vector<std::unique_ptr<AttentionBackend>> backends, NoDeviceLeft no_device_left)
+      : backends_(std::move(backends)),
+        metrics_(FLASHBIAS_VERSION, backends_[0]->info().name),
+        no_device_left_(std::move(no_device_left)),
+        dispatcher_(Pointers(), &clock_, &metrics_, [this] { OnNoDeviceLeft(); }) {
+    metrics_.WatchDevices([this] { return ReadDevices(); });
+  }
 
   ~Impl() {
     if (grpc_ != nullptr) Shutdown(absl::ZeroDuration());
@@ -50,11 +55,11 @@ class Server::Impl {
 
   absl::Status Start(const ServerOptions& options) {
     absl::StatusOr<std::unique_ptr<Scheduler>> scheduler =
-        Scheduler::Create(options.scheduler, &clock_, &executor_, &metrics_);
+        Scheduler::Create(options.scheduler, &clock_, &dispatcher_, &metrics_);
     if (!scheduler.ok()) return scheduler.status();
     scheduler_ = *std::move(scheduler);
     service_ =
-        std::make_unique<Service>(options, backend_->info(), &clock_, scheduler_.get(), &metrics_);
+        std::make_unique<Service>(options, WholeInfo(), &clock_, scheduler_.get(), &metrics_);
     if (!options.metrics_address.empty()) {
       absl::StatusOr<std::unique_ptr<MetricsEndpoint>> endpoint =
           MetricsEndpoint::Create(options.metrics_address, metrics_);
@@ -101,8 +106,49 @@ class Server::Impl {
       return absl::UnavailableError(absl::StrCat("listen_address is '", options.listen_address,
                                                  "': cannot listen there (taken or not local)"));
     }
+    health_server_ = grpc_.get();
     Health(grpc_.get()).SetServing(true);
+    // Whichever of the two threads comes second sees what the other one did.
+    if (no_device_) Health(grpc_.get()).SetServing(false);
     return absl::OkStatus();
+  }
+
+  std::vector<AttentionBackend*> Pointers() const {
+    std::vector<AttentionBackend*> pointers;
+    for (const auto& backend : backends_) pointers.push_back(backend.get());
+    return pointers;
+  }
+
+  // What callers are told: the backends differ in their devices only.
+  BackendInfo WholeInfo() const {
+    BackendInfo info = backends_[0]->info();
+    info.devices.clear();
+    for (const auto& backend : backends_) {
+      const std::vector<std::string>& devices = backend->info().devices;
+      info.devices.insert(info.devices.end(), devices.begin(), devices.end());
+    }
+    return info;
+  }
+
+  std::vector<DeviceReading> ReadDevices() const {
+    std::vector<DeviceReading> readings;
+    for (const auto& backend : backends_) {
+      readings.push_back({.label = backend->info().device_label,
+                          .healthy = backend->health().ok(),
+                          .usage = backend->usage()});
+    }
+    return readings;
+  }
+
+  // On a backend's thread.
+  void OnNoDeviceLeft() {
+    Log(LogLevel::kError, "no device left",
+        {{"status", backends_[0]->health().ToString()}, {"devices", backends_.size()}});
+    no_device_ = true;
+    if (grpc::Server* const server = health_server_) Health(server).SetServing(false);
+    // What waits was not begun: its callers may try another server.
+    scheduler_->Shutdown();
+    if (no_device_left_ != nullptr) no_device_left_();
   }
 
   bool ShutdownOnce(absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -112,7 +158,7 @@ class Server::Impl {
         scheduler_->WaitUntilDrained(deadline) && service_->WaitUntilIdle(deadline);
     if (!drained) {
       scheduler_->Shutdown();
-      executor_.Abandon(absl::UnavailableError("the server is shutting down"));
+      dispatcher_.Abandon(absl::UnavailableError("the server is shutting down"));
       service_->WaitUntilIdle(absl::Now() + kFlushTime);
     }
     // With a deadline, always: a health watch ends only when it is cancelled.
@@ -123,9 +169,12 @@ class Server::Impl {
 
   // In the order of dependence: each uses only what stands above it.
   const SystemClock clock_;
-  const std::unique_ptr<AttentionBackend> backend_;
+  const std::vector<std::unique_ptr<AttentionBackend>> backends_;
   Metrics metrics_;
-  Executor executor_;
+  NoDeviceLeft no_device_left_;
+  std::atomic<bool> no_device_ = false;
+  std::atomic<grpc::Server*> health_server_ = nullptr;
+  Dispatcher dispatcher_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Service> service_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
@@ -140,10 +189,22 @@ class Server::Impl {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Create(const ServerOptions& options,
                                                        std::unique_ptr<AttentionBackend> backend) {
-  if (backend == nullptr) return absl::InvalidArgumentError("backend is null");
+  std::vector<std::unique_ptr<AttentionBackend>> backends;
+  backends.push_back(std::move(backend));
+  return Create(options, std::move(backends));
+}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Create(
+    const ServerOptions& options, std::vector<std::unique_ptr<AttentionBackend>> backends,
+    NoDeviceLeft no_device_left) {
+  if (backends.empty())
+    return absl::InvalidArgumentError("there is no backend; accepted: 1 or more");
+  for (const auto& backend : backends) {
+    if (backend == nullptr) return absl::InvalidArgumentError("backend is null");
+  }
   const absl::Status valid = Validate(options);
   if (!valid.ok()) return valid;
-  auto impl = std::make_unique<Impl>(std::move(backend));
+  auto impl = std::make_unique<Impl>(std::move(backends), std::move(no_device_left));
   const absl::Status status = impl->Start(options);
   if (!status.ok()) return status;
   return std::unique_ptr<Server>(new Server(std::move(impl)));

@@ -122,6 +122,9 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
     if (outcome.status.ok()) {
       metrics.StageFinished(Stage::kQueue, outcome.queue_duration);
       metrics.StageFinished(Stage::kCompute, outcome.compute_duration);
+      metrics.StageFinished(Stage::kUpload, outcome.stats.upload);
+      metrics.StageFinished(Stage::kKernel, outcome.stats.kernel);
+      metrics.StageFinished(Stage::kDownload, outcome.stats.download);
       metrics.StageFinished(Stage::kSend, service_->clock_->Now() - outcome.batch_end);
       metrics.TilesFinished(outcome.stats.tiles_computed, outcome.stats.tiles_skipped);
       metrics.SentMessage(static_cast<int64_t>(response_->Length()));

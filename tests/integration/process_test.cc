@@ -64,9 +64,12 @@ class ProcessTest : public ::testing::Test {
                                  "--backend=cpu\n--cpu_threads=2\n", "--port_file=", Path("ports"),
                                  "\n", more_flags))
                     .ok());
-    auto server =
-        ChildProcess::Start(Program("flashbias-server"),
-                            {absl::StrCat("--flagfile=", Path("flags"))}, Path("server.log"));
+    Start("flashbias-server", {absl::StrCat("--flagfile=", Path("flags"))});
+  }
+
+  // A server program that writes its ports to Path("ports").
+  void Start(const std::string& program, const std::vector<std::string>& arguments) {
+    auto server = ChildProcess::Start(Program(program), arguments, Path("server.log"));
     ASSERT_TRUE(server.ok()) << server.status();
     server_.emplace(*std::move(server));
     const absl::Time give_up = absl::Now() + kPatience;
@@ -158,6 +161,22 @@ TEST_F(ProcessTest, SigtermDrainsAndExitsWithZero) {
   EXPECT_EQ(*code, 0) << server_->Output();
   EXPECT_GE(answered, 1) << "the batch that ran when the signal came was lost";
   EXPECT_THAT(server_->Output(), HasSubstr("drain"));
+}
+
+// So that whoever runs it starts another one.
+TEST_F(ProcessTest, TheLastDevicesFailureEndsTheServerWithOne) {
+  Start("breaking_server", {Path("ports")});
+  auto client = AttentionClient::Create({.target = Target(), .retry = {.max_attempts = 1}});
+  ASSERT_TRUE(client.ok()) << client.status();
+  AttentionCase c;
+  OwnedProblem owned = Materialise(c);
+  const absl::StatusOr<AttendResult> result = AttendRemotely(**client, &owned);
+  EXPECT_TRUE(absl::IsInternal(result.status())) << result.status();
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("the device is broken"));
+  const absl::StatusOr<int> code = server_->Wait(kPatience);
+  ASSERT_TRUE(code.ok()) << code.status();
+  EXPECT_EQ(*code, 1) << server_->Output();
+  EXPECT_THAT(server_->Output(), HasSubstr("no device left"));
 }
 
 TEST_F(ProcessTest, AnIdleServerEndsAtOnce) {

@@ -45,6 +45,10 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("reflection", "false");
   Set("backend", "cpu");
   Set("cpu_threads", "3");
+  Set("cuda_devices", "1,3");
+  Set("cuda_slots", "5");
+  Set("device_memory_bytes", "17");
+  Set("pinned_memory_bytes", "18");
   Set("max_queue_requests", "4");
   Set("max_queue_bytes", "5");
   Set("max_queue_delay", "6ms");
@@ -69,6 +73,10 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_FALSE(server.reflection);
   EXPECT_EQ(options->backend.kind, "cpu");
   EXPECT_EQ(options->backend.cpu_threads, 3);
+  EXPECT_EQ(options->backend.cuda_devices, "1,3");
+  EXPECT_EQ(options->backend.cuda_slots, 5);
+  EXPECT_EQ(options->backend.device_memory_bytes, 17);
+  EXPECT_EQ(options->backend.pinned_memory_bytes, 18);
   EXPECT_EQ(server.scheduler.max_queue_requests, 4);
   EXPECT_EQ(server.scheduler.max_queue_bytes, 5);
   EXPECT_EQ(server.scheduler.batch.max_queue_delay, absl::Milliseconds(6));

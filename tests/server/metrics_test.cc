@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 #include "server/metrics_endpoint.h"
 #include "tests/server/http_get.h"
@@ -47,6 +48,9 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
            "flashbias_stage_duration_seconds_count{stage=\"receive\"} 0",
            "flashbias_stage_duration_seconds_count{stage=\"queue\"} 0",
            "flashbias_stage_duration_seconds_count{stage=\"compute\"} 0",
+           "flashbias_stage_duration_seconds_count{stage=\"upload\"} 0",
+           "flashbias_stage_duration_seconds_count{stage=\"kernel\"} 0",
+           "flashbias_stage_duration_seconds_count{stage=\"download\"} 0",
            "flashbias_stage_duration_seconds_count{stage=\"send\"} 0",
            "flashbias_rejected_total{reason=\"queue\"} 0",
            "flashbias_rejected_total{reason=\"deadline\"} 0",
@@ -126,6 +130,43 @@ TEST(MetricsTest, EverythingIsCountedWhereItBelongs) {
            "flashbias_response_bytes_sum 5",
        }) {
     EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
+  }
+}
+
+// Devices are asked when a scrape comes; whatever they say then is what it shows.
+TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
+  Metrics metrics("1", "cuda");
+  std::vector<DeviceReading> readings = {
+      {.label = "0",
+       .usage = {.device_memory_used_bytes = 11,
+                 .device_memory_size_bytes = 12,
+                 .pinned_used_bytes = 13,
+                 .pinned_size_bytes = 14}},
+      {.label = "1", .usage = {.pinned_used_bytes = 13, .pinned_size_bytes = 14}}};
+  metrics.WatchDevices([&] { return readings; });
+  std::string text = metrics.Serialize();
+  for (const char* line :
+       {"flashbias_device_healthy{device=\"0\"} 1", "flashbias_device_healthy{device=\"1\"} 1",
+        "flashbias_device_memory_used_bytes{device=\"0\"} 11",
+        "flashbias_device_memory_size_bytes{device=\"0\"} 12",
+        "flashbias_pinned_pool_used_bytes 13", "flashbias_pinned_pool_size_bytes 14"}) {
+    EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
+  }
+  EXPECT_THAT(text, Not(HasSubstr("cuda_errors_total{")));
+
+  readings[1].healthy = false;
+  readings[0].usage.errors = {{"cudaErrorMemoryAllocation", 2}};
+  readings[1].usage.errors = {{"cudaErrorIllegalAddress", 1}, {"cudaErrorMemoryAllocation", 1}};
+  readings[0].usage.pinned_used_bytes = 0;
+  for (int scrape = 0; scrape < 2; ++scrape) {
+    text = metrics.Serialize();
+    for (const char* line :
+         {"flashbias_device_healthy{device=\"0\"} 1", "flashbias_device_healthy{device=\"1\"} 0",
+          "flashbias_cuda_errors_total{code=\"cudaErrorMemoryAllocation\"} 3",
+          "flashbias_cuda_errors_total{code=\"cudaErrorIllegalAddress\"} 1",
+          "flashbias_pinned_pool_used_bytes 0"}) {
+      EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
+    }
   }
 }
 

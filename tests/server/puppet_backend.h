@@ -25,12 +25,31 @@ namespace flashbias::server {
 
 class PuppetBackend final : public AttentionBackend {
  public:
+  // What every run says of itself.
+  static constexpr absl::Duration kUpload = absl::Milliseconds(1);
+  static constexpr absl::Duration kKernel = absl::Milliseconds(2);
+  static constexpr absl::Duration kDownload = absl::Milliseconds(4);
+
   explicit PuppetBackend(int slots) {
     info_.name = "puppet";
     info_.devices = {"a puppet"};
     info_.dtypes = {DType::kFloat16, DType::kFloat32};
     info_.fast_head_dims = {32, 64, 128};
     info_.max_concurrent_runs = slots;
+  }
+  BackendInfo& mutable_info() { return info_; }  // before it is used
+  // What health and Admit say from now on.
+  void set_health(absl::Status health) {
+    MutexLock lock(&mutex_);
+    health_ = std::move(health);
+  }
+  void set_admit(absl::Status admit) {
+    MutexLock lock(&mutex_);
+    admit_ = std::move(admit);
+  }
+  void set_usage(BackendUsage usage) {
+    MutexLock lock(&mutex_);
+    usage_ = std::move(usage);
   }
   // With automatic on, a run ends well within the call to Run.
   void set_automatic(bool automatic) {
@@ -40,6 +59,18 @@ class PuppetBackend final : public AttentionBackend {
 
   const BackendInfo& info() const override { return info_; }
   HostAllocator& host_allocator() override { return host_allocator_; }
+  absl::Status Admit(const AttentionProblem& /*problem*/) const override {
+    MutexLock lock(&mutex_);
+    return admit_;
+  }
+  absl::Status health() const override {
+    MutexLock lock(&mutex_);
+    return health_;
+  }
+  BackendUsage usage() const override {
+    MutexLock lock(&mutex_);
+    return usage_;
+  }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {
@@ -113,7 +144,11 @@ class PuppetBackend final : public AttentionBackend {
     for (size_t n = 0; status.ok() && n < run.problems.size(); ++n) {
       // Small requests only; a scheduler test's problems have no tensors at all.
       if (run.problems[n].q != nullptr) Compute(run.problems[n]);
-      run.stats[n] = {.tiles_computed = 10, .tiles_skipped = 3};
+      run.stats[n] = {.tiles_computed = 10,
+                      .tiles_skipped = 3,
+                      .upload = kUpload,
+                      .kernel = kKernel,
+                      .download = kDownload};
     }
     std::move(run.done)(status);
   }
@@ -122,6 +157,9 @@ class PuppetBackend final : public AttentionBackend {
   HeapAllocator host_allocator_;
   mutable Mutex mutex_;
   bool automatic_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status health_ ABSL_GUARDED_BY(mutex_);
+  absl::Status admit_ ABSL_GUARDED_BY(mutex_);
+  BackendUsage usage_ ABSL_GUARDED_BY(mutex_);
   std::deque<RunInFlight> runs_ ABSL_GUARDED_BY(mutex_);
   std::vector<size_t> sizes_ ABSL_GUARDED_BY(mutex_);
 };

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "server/executor.h"
+#include "server/dispatcher.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/scheduler_thread.h"
@@ -50,8 +50,9 @@ class SchedulerTest : public testing::Test {
  protected:
   void Start(int slots, const SchedulerOptions& options) {
     backend_ = std::make_unique<PuppetBackend>(slots);
-    executor_ = std::make_unique<Executor>(backend_.get(), &clock_, &metrics_);
-    auto scheduler = Scheduler::Create(options, &clock_, executor_.get(), &metrics_);
+    dispatcher_ = std::make_unique<Dispatcher>(std::vector<AttentionBackend*>{backend_.get()},
+                                               &clock_, &metrics_);
+    auto scheduler = Scheduler::Create(options, &clock_, dispatcher_.get(), &metrics_);
     ASSERT_TRUE(scheduler.ok()) << scheduler.status();
     scheduler_ = *std::move(scheduler);
   }
@@ -138,7 +139,7 @@ class SchedulerTest : public testing::Test {
   Mutex mutex_;
   std::map<std::string, Outcome> outcomes_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<PuppetBackend> backend_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Dispatcher> dispatcher_;
   std::unique_ptr<Scheduler> scheduler_;
 };
 
@@ -167,6 +168,17 @@ TEST_F(SchedulerTest, IdleBackendGetsARequestAtOnce) {
   EXPECT_EQ(outcome.batch_end, clock_.Now());
   EXPECT_EQ(outcome.problem.head_dim, 32);
   EXPECT_NE(outcome.storage, nullptr);
+}
+
+TEST_F(SchedulerTest, WhatNoDeviceCanEverRunIsRefusedAtOnce) {
+  Start(1);
+  backend_->set_admit(absl::ResourceExhaustedError("it takes 9 bytes; the limit is 8"));
+  Submit("a");
+  const Outcome outcome = Take("a");
+  EXPECT_EQ(outcome.status, absl::ResourceExhaustedError("it takes 9 bytes; the limit is 8"));
+  EXPECT_EQ(outcome.retry_after, std::nullopt) << "coming back helps nobody";
+  EXPECT_EQ(Metric("flashbias_rejected_total{reason=\"memory\"}"), "1");
+  EXPECT_EQ(Metric("flashbias_queue_requests"), "0");
 }
 
 TEST_F(SchedulerTest, WithoutAFreeSlotEverythingWaits) {
@@ -533,7 +545,7 @@ TEST_F(SchedulerTest, AbandonAnswersWhatRunsAndDiscardsItsResult) {
   Start(1);
   Submit("a");
   Poll();
-  executor_->Abandon(absl::UnavailableError("no more patience"));
+  dispatcher_->Abandon(absl::UnavailableError("no more patience"));
   EXPECT_EQ(CodeOf("a"), "UNAVAILABLE");
   EXPECT_EQ(alive_, 1);
   backend_->EndRun();
@@ -620,10 +632,10 @@ TEST_F(SchedulerTest, ThreadedCallersAndCancellers) {
   const SystemClock clock;
   PuppetBackend backend(2);
   backend.set_automatic(true);
-  Executor executor(&backend, &clock, &metrics_);
+  Dispatcher dispatcher(std::vector<AttentionBackend*>{&backend}, &clock, &metrics_);
   SchedulerOptions options = Options();
   options.max_queue_requests = 64;
-  auto scheduler = *Scheduler::Create(options, &clock, &executor, &metrics_);
+  auto scheduler = *Scheduler::Create(options, &clock, &dispatcher, &metrics_);
   std::atomic<int> answered = 0;
   constexpr int kThreads = 4;
   constexpr int kEach = 200;

@@ -78,8 +78,9 @@ class ServiceTest : public testing::Test {
     options_.metrics_address = "";  // the HTTP server takes two seconds to stop
   }
 
-  void Start(int slots = 1) {
+  void Start(int slots = 1, std::vector<DType> dtypes = {DType::kFloat16, DType::kFloat32}) {
     auto backend = std::make_unique<PuppetBackend>(slots);
+    backend->mutable_info().dtypes = std::move(dtypes);
     backend_ = backend.get();
     auto server = Server::Create(options_, std::move(backend));
     ASSERT_TRUE(server.ok()) << server.status();
@@ -214,6 +215,26 @@ TEST_F(ServiceTest, AnswersAreTrueAndTimed) {
   EXPECT_EQ(timing.batch_requests(), 1);
   EXPECT_EQ(timing.tiles_computed(), 10);
   EXPECT_EQ(timing.tiles_skipped(), 3);
+  EXPECT_EQ(timing.upload_seconds(), absl::ToDoubleSeconds(PuppetBackend::kUpload));
+  EXPECT_EQ(timing.kernel_seconds(), absl::ToDoubleSeconds(PuppetBackend::kKernel));
+  EXPECT_EQ(timing.download_seconds(), absl::ToDoubleSeconds(PuppetBackend::kDownload));
+}
+
+TEST_F(ServiceTest, ADTypeThatTheBackendDoesNotServeIsNamedWithThoseThatItDoes) {
+  Start(1, {DType::kFloat16, DType::kBFloat16});
+  const CallResult result = Attend(Request());
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(result.status.error_message(),
+              HasSubstr("q.dtype is float32; accepted: float16, bfloat16"));
+}
+
+TEST_F(ServiceTest, WhatNoDeviceHasRoomForIsRefused) {
+  Start();
+  backend_->set_admit(absl::ResourceExhaustedError("it takes 9 bytes; the limit is 8"));
+  const CallResult result = Attend(Request());
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(result.status.error_message(), HasSubstr("it takes 9 bytes; the limit is 8"));
+  EXPECT_TRUE(result.trailers.empty()) << "coming back helps nobody";
 }
 
 TEST_F(ServiceTest, AnEmptyRequestGetsAnEmptyAnswer) {
@@ -421,6 +442,57 @@ TEST_F(ServiceTest, HealthIsServedForBothNames) {
   EXPECT_EQ(HealthOf(""), 1);
   EXPECT_EQ(HealthOf("flashbias.v1.AttentionService"), 1);
   EXPECT_EQ(HealthOf("another.Service"), -1);
+}
+
+// Two devices. When the first fails the server goes on; when the second does, too, what runs fails,
+// what waits is sent elsewhere, and health and metrics say so.
+TEST_F(ServiceTest, WithoutAnyHealthyDeviceItStopsServing) {
+  options_.metrics_address = "127.0.0.1:0";
+  std::vector<PuppetBackend*> puppets;
+  std::vector<std::unique_ptr<AttentionBackend>> backends;
+  for (const char* label : {"0", "1"}) {
+    auto backend = std::make_unique<PuppetBackend>(1);
+    backend->mutable_info().device_label = label;
+    puppets.push_back(backend.get());
+    backends.push_back(std::move(backend));
+  }
+  absl::Notification no_device;
+  auto server = Server::Create(options_, std::move(backends), [&] { no_device.Notify(); });
+  ASSERT_TRUE(server.ok()) << server.status();
+  server_ = *std::move(server);
+  backend_ = puppets[1];
+  Connect();
+
+  auto first = AttendAsync(Request());
+  ASSERT_TRUE(puppets[0]->WaitForRunsInFlight(1));
+  auto second = AttendAsync(Request());
+  ASSERT_TRUE(puppets[1]->WaitForRunsInFlight(1)) << "each device gets one";
+  auto waiting = AttendAsync(Request());
+  AwaitMetric("flashbias_queue_requests 1");
+
+  const absl::Status broken = absl::InternalError("CUDA device 0: attention failed with an error");
+  puppets[0]->set_usage({.errors = {{"cudaErrorIllegalAddress", 1}}});
+  puppets[0]->set_health(broken);
+  puppets[0]->EndRun(broken);
+  EXPECT_EQ(first.get().status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(HealthOf(""), 1) << "one device is left";
+  AwaitMetric("flashbias_device_healthy{device=\"0\"} 0");
+  AwaitMetric("flashbias_device_healthy{device=\"1\"} 1");
+  AwaitMetric("flashbias_cuda_errors_total{code=\"cudaErrorIllegalAddress\"} 1");
+  EXPECT_FALSE(no_device.HasBeenNotified());
+
+  puppets[1]->set_health(broken);
+  puppets[1]->EndRun(broken);
+  const CallResult failed = second.get();
+  EXPECT_EQ(failed.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(failed.status.error_message(), HasSubstr("CUDA device 0"));
+  EXPECT_EQ(waiting.get().status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  no_device.WaitForNotification();
+  EXPECT_EQ(HealthOf(""), 2);
+  EXPECT_EQ(HealthOf("flashbias.v1.AttentionService"), 2);
+  EXPECT_EQ(Attend(Request()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  AwaitMetric("flashbias_device_healthy{device=\"1\"} 0");
+  EXPECT_TRUE(server_->Shutdown(absl::Seconds(10)));
 }
 
 TEST_F(ServiceTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
