@@ -1,5 +1,4 @@
-// flashbias-server over a device that breaks at its first run, with the CPU backend's answers to
-// none.
+// flashbias-server over a device that breaks at its first run.
 //
 //   breaking_server PORT_FILE      serves on free loopback ports, which it writes there
 //
