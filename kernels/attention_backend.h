@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
+#include "kernels/host_memory.h"
 
 namespace flashbias {
 
@@ -42,6 +43,10 @@ class AttentionBackend {
   virtual ~AttentionBackend() = default;
 
   virtual const BackendInfo& info() const = 0;
+
+  // Where tensors should lie. Run takes problems in any host memory; what lies in blocks of this
+  // allocator reaches the device without another copy. Lives as long as the backend.
+  virtual HostAllocator& host_allocator() = 0;
 
   // Starts computing all problems and returns at once. `done` is called exactly once, from a thread
   // of the backend, after every `o`, `lse` and `stats` entry was written (OK) or abandoned (error);

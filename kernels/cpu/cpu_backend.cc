@@ -19,6 +19,7 @@
 #include "kernels/cpu/packed_sequence.h"
 #include "kernels/cpu/task_list.h"
 #include "kernels/cpu/workspace.h"
+#include "kernels/heap_allocator.h"
 
 namespace flashbias {
 namespace {
@@ -81,6 +82,7 @@ class CpuBackend final : public AttentionBackend {
   }
 
   const BackendInfo& info() const override { return info_; }
+  HostAllocator& host_allocator() override { return host_allocator_; }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {
@@ -217,6 +219,7 @@ class CpuBackend final : public AttentionBackend {
   }
 
   const BackendInfo info_;
+  HeapAllocator host_allocator_;
   // Touched only while a run computes, that is by one run at a time.
   std::vector<Workspace> workspaces_;  // one per worker
   cpu::PackedBuffer packed_buffer_;

@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kernels/attention_backend.h"
+#include "kernels/heap_allocator.h"
 #include "kernels/reference/reference_attention.h"
 #include "server/mutex.h"
 
@@ -38,6 +39,7 @@ class PuppetBackend final : public AttentionBackend {
   }
 
   const BackendInfo& info() const override { return info_; }
+  HostAllocator& host_allocator() override { return host_allocator_; }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {
@@ -117,6 +119,7 @@ class PuppetBackend final : public AttentionBackend {
   }
 
   BackendInfo info_;
+  HeapAllocator host_allocator_;
   mutable Mutex mutex_;
   bool automatic_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<RunInFlight> runs_ ABSL_GUARDED_BY(mutex_);

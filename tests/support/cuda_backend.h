@@ -20,6 +20,7 @@
 #include "kernels/attention_backend.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/device_traits.h"
+#include "kernels/heap_allocator.h"
 
 namespace flashbias::support {
 
@@ -37,6 +38,7 @@ class CudaBackend : public AttentionBackend {
   static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(const CudaBackendOptions& options);
 
   const BackendInfo& info() const override { return info_; }
+  HostAllocator& host_allocator() override { return host_allocator_; }
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override;
 
@@ -59,6 +61,7 @@ class CudaBackend : public AttentionBackend {
   const cuda::PlanOptions plan_options_;
   const cuda::DeviceTraits device_;
   const BackendInfo info_;
+  HeapAllocator host_allocator_;
   std::atomic<int64_t> hopper_plans_ = 0;
   std::atomic<int64_t> portable_plans_ = 0;
 };

@@ -7,6 +7,7 @@
 #define FLASHBIAS_TESTS_SUPPORT_REFERENCE_BACKEND_H_
 
 #include "kernels/attention_backend.h"
+#include "kernels/heap_allocator.h"
 
 namespace flashbias::support {
 
@@ -15,11 +16,13 @@ class ReferenceBackend : public AttentionBackend {
   ReferenceBackend();
 
   const BackendInfo& info() const override { return info_; }
+  HostAllocator& host_allocator() override { return host_allocator_; }
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override;
 
  private:
   BackendInfo info_;
+  HeapAllocator host_allocator_;
 };
 
 }  // namespace flashbias::support

@@ -1,0 +1,72 @@
+// Host memory in which requests wait and results are written: the one a backend's device reaches
+// without another copy (pinned memory for a GPU, the heap for the CPU).
+//
+// Thread-safety: an allocator may be called from any thread; a block belongs to one owner at a
+// time. Ownership: a block gives its memory back when it is destroyed, from any thread; the
+// allocator must outlive its blocks.
+#ifndef FLASHBIAS_KERNELS_HOST_MEMORY_H_
+#define FLASHBIAS_KERNELS_HOST_MEMORY_H_
+
+#include <cstddef>
+#include <utility>
+
+#include "absl/status/statusor.h"
+
+namespace flashbias {
+
+class HostBlock;
+
+class HostAllocator {
+ public:
+  // Of every block's start, in bytes.
+  static constexpr size_t kAlignment = 256;
+
+  virtual ~HostAllocator() = default;
+
+  // A block of at least `bytes`, its contents undefined. RESOURCE_EXHAUSTED: beyond what the
+  // allocator may hold; asking again helps once others have given theirs back.
+  virtual absl::StatusOr<HostBlock> Allocate(size_t bytes) = 0;
+
+ private:
+  friend class HostBlock;
+  virtual void Free(void* data, size_t bytes) = 0;
+
+ protected:
+  HostBlock MakeBlock(void* data, size_t bytes);
+};
+
+// Owns one allocation; movable, empty when default-constructed or moved from.
+class HostBlock {
+ public:
+  HostBlock() = default;
+  HostBlock(HostBlock&& other) noexcept { *this = std::move(other); }
+  HostBlock& operator=(HostBlock&& other) noexcept {
+    std::swap(allocator_, other.allocator_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~HostBlock() {
+    if (data_ != nullptr) allocator_->Free(data_, bytes_);
+  }
+
+  char* data() const { return static_cast<char*>(data_); }
+  size_t size() const { return bytes_; }
+
+ private:
+  friend class HostAllocator;
+  HostBlock(HostAllocator* allocator, void* data, size_t bytes)
+      : allocator_(allocator), data_(data), bytes_(bytes) {}
+
+  HostAllocator* allocator_ = nullptr;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+inline HostBlock HostAllocator::MakeBlock(void* data, size_t bytes) {
+  return HostBlock(this, data, bytes);
+}
+
+}  // namespace flashbias
+
+#endif  // FLASHBIAS_KERNELS_HOST_MEMORY_H_
