@@ -19,8 +19,10 @@ class Collectable;
 namespace flashbias::server {
 
 enum class Method { kAttend, kGetServerInfo };
+// What a call came over.
+enum class Transport { kTcp, kUnix };
 enum class Stage { kReceive, kQueue, kCompute, kSend };
-// kMemory: the answer would exceed the message limit.
+// kMemory: the answer would exceed the message limit, or there is no room for the request.
 enum class RejectReason { kQueue, kDeadline, kInvalid, kDraining, kMemory };
 // kReceiving: before the whole message had come.
 enum class CancelWhere { kReceiving, kQueue, kRunning };
@@ -35,7 +37,8 @@ class Metrics {
 
   // A call has begun, and has been answered (with `code`, `duration` after it began).
   void CallStarted();
-  void CallFinished(Method method, absl::StatusCode code, absl::Duration duration);
+  void CallFinished(Method method, Transport transport, absl::StatusCode code,
+                    absl::Duration duration);
 
   void StageFinished(Stage stage, absl::Duration duration);
   void BatchStarted(int64_t requests, int64_t work, int64_t tokens);

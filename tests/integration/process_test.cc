@@ -303,7 +303,7 @@ TEST_F(ProcessTest, LoadVerifiesItsAnswers) {
   absl::StatusOr<Samples> samples = Scrape(metrics_port_);
   ASSERT_TRUE(samples.ok()) << samples.status();
   EXPECT_EQ(
-      (*samples)["flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"grpc\"}"], 40);
+      (*samples)["flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"tcp\"}"], 40);
 }
 
 TEST_F(ProcessTest, LoadFailsWhenNothingListens) {

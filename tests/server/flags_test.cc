@@ -40,6 +40,7 @@ TEST_F(FlagsTest, DefaultsAreThoseOfTheOptions) {
 
 TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("listen_address", "127.0.0.1:1");
+  Set("listen_unix", "/tmp/socket");
   Set("metrics_address", "127.0.0.1:2");
   Set("port_file", "/tmp/ports");
   Set("reflection", "false");
@@ -53,6 +54,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("max_batch_requests", "9");
   Set("max_message_bytes", "1025");
   Set("max_sequences", "11");
+  Set("copy_threads", "17");
   Set("max_concurrent_streams", "12");
   Set("keepalive_time", "13s");
   Set("keepalive_timeout", "14s");

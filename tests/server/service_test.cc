@@ -323,7 +323,7 @@ TEST_F(ServiceTest, ACallThatDiesWhileItsMessageArrivesIsNoInvalidOne) {
   }
   AwaitMetric("flashbias_inflight_requests 0");
   AwaitMetric(
-      "flashbias_requests_total{code=\"INVALID_ARGUMENT\",method=\"Attend\",transport=\"grpc\"} "
+      "flashbias_requests_total{code=\"INVALID_ARGUMENT\",method=\"Attend\",transport=\"tcp\"} "
       "0");
   AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} 0");
   const std::string text = HttpGet(server_->metrics_port(), "/metrics");
@@ -537,12 +537,11 @@ TEST_F(ServiceTest, WhatHappensIsCounted) {
   grpc::ClientContext context;
   v1::GetServerInfoResponse info;
   ASSERT_TRUE(stub_->GetServerInfo(&context, {}, &info).ok());
-  const std::string labels = "method=\"Attend\",transport=\"grpc\"} ";
+  const std::string labels = "method=\"Attend\",transport=\"tcp\"} ";
   const size_t bytes = request.ByteSizeLong() + bad.ByteSizeLong();
   AwaitMetric("flashbias_requests_total{code=\"OK\"," + labels + "1");
   AwaitMetric("flashbias_requests_total{code=\"INVALID_ARGUMENT\"," + labels + "1");
-  AwaitMetric(
-      "flashbias_requests_total{code=\"OK\",method=\"GetServerInfo\",transport=\"grpc\"} 1");
+  AwaitMetric("flashbias_requests_total{code=\"OK\",method=\"GetServerInfo\",transport=\"tcp\"} 1");
   AwaitMetric("flashbias_request_duration_seconds_count{" + labels + "2");
   AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} 1");
   AwaitMetric("flashbias_stage_duration_seconds_count{stage=\"receive\"} 2");
