@@ -45,7 +45,7 @@ check_tree() {
     'the load generator sees the reference beside what the client sees' \
     '^kernels/((dtype|alibi|attention_problem)\.h$|reference/)'
   rule '^client/(attention_client|attention_types|cancellation|retry_policy)\.h$' '' \
-    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|tensor_loan)" \
+    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|tensor_loans)" \
     'public headers of the client show neither protobuf nor gRPC'
   rule '^client/(call|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
   return "$found"
