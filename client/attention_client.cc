@@ -193,8 +193,7 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   };
   auto messages = std::make_shared<Messages>();
   if (size.ok()) {
-    messages->request =
-        EncodeRequest(request, options.copy_tensors ? nullptr : messages->loans.get());
+    messages->request = EncodeRequest(request, *messages->loans);
     size = CheckSize("the request", static_cast<int64_t>(messages->request.Length()), limit);
   }
   if (!size.ok()) {

@@ -41,10 +41,6 @@ struct CallOptions {
   absl::Time deadline = absl::InfiniteFuture();
   // Where the answer goes. The memory is the call's until Attend returns or the callback runs.
   ResultBuffers result = {};
-  // Copy the request's tensors before sending. Without it they are sent from where they lie, and
-  // where the transport still reads them when the call's time is up, the call ends only when it no
-  // longer does (client/README.md says when that happens).
-  bool copy_tensors = false;
   // Null: the call cannot be cancelled (but by destroying the client).
   std::shared_ptr<Cancellation> cancellation = {};
 };

@@ -38,7 +38,7 @@ ChannelPool::ChannelPool(const Options& options) {
   // A server that stopped reading or vanished ends its calls. It also bounds how long a write holds
   // the caller's memory (TCP_USER_TIMEOUT follows it).
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   for (const wire::ChannelArgument& argument : wire::kTransportArguments) {
     arguments.SetInt(argument.name, argument.value);
   }

@@ -44,19 +44,19 @@ uint64_t FieldSize(int field, const TensorView& tensor) {
 // The slices of a message: small bytes gather in a writer until a tensor is lent.
 class MessageSlices {
  public:
-  explicit MessageSlices(TensorLoans* loans) : loans_(loans) {}
+  explicit MessageSlices(TensorLoans& loans) : loans_(loans) {}
 
   wire::MessageWriter& writer() { return writer_; }
 
   void Append(int field, const TensorView& tensor) {
     const size_t bytes = TensorBytes(tensor);
     writer_.TensorHeader(field, tensor.dtype, tensor.shape, bytes);
-    if (loans_ == nullptr || bytes < kLendFrom) {
+    if (bytes < kLendFrom) {
       if (bytes > 0) writer_.Bytes(tensor.data, bytes);
       return;
     }
     slices_.emplace_back(writer_.Take());
-    slices_.push_back(loans_->Lend(tensor.data, bytes));
+    slices_.push_back(loans_.Lend(tensor.data, bytes));
   }
 
   grpc::ByteBuffer Take() {
@@ -65,7 +65,7 @@ class MessageSlices {
   }
 
  private:
-  TensorLoans* const loans_;
+  TensorLoans& loans_;
   wire::MessageWriter writer_;
   std::vector<grpc::Slice> slices_;
 };
@@ -159,7 +159,7 @@ absl::Status CheckLse(const RequestSummary& request, const wire::TensorField& ls
 
 }  // namespace
 
-grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans* loans) {
+grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans& loans) {
   MessageSlices slices(loans);
   wire::MessageWriter& writer = slices.writer();
   writer.Packed(RequestNumber::kQLens, request.q_lens);

@@ -17,7 +17,7 @@ namespace flashbias::client {
 
 // The message's bytes; tensors are lent by `loans`, small ones copied. `loans` null: all are
 // copied. REQUIRES: SummarizeRequest(request) is OK.
-grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans* loans);
+grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans& loans);
 
 // Consumes `message`. The tensors go to `buffers` where those are given, else into the result.
 // INTERNAL: the message is no answer to the request; nothing was written to `buffers`.

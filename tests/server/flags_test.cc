@@ -66,6 +66,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   ASSERT_TRUE(options.ok()) << options.status();
   const ServerOptions& server = options->server;
   EXPECT_EQ(server.listen_address, "127.0.0.1:1");
+  EXPECT_EQ(server.listen_unix, "/tmp/socket");
   EXPECT_EQ(server.metrics_address, "127.0.0.1:2");
   EXPECT_EQ(options->port_file, "/tmp/ports");
   EXPECT_FALSE(server.reflection);
@@ -79,6 +80,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_EQ(server.scheduler.batch.max_requests, 9);
   EXPECT_EQ(server.max_message_bytes, 1025);
   EXPECT_EQ(server.max_sequences, 11);
+  EXPECT_EQ(server.copy_threads, 17);
   EXPECT_EQ(server.max_concurrent_streams, 12);
   EXPECT_EQ(server.keepalive_time, absl::Seconds(13));
   EXPECT_EQ(server.keepalive_timeout, absl::Seconds(14));

@@ -5,6 +5,7 @@
 #ifndef FLASHBIAS_TESTS_SERVER_PUPPET_BACKEND_H_
 #define FLASHBIAS_TESTS_SERVER_PUPPET_BACKEND_H_
 
+#include <atomic>
 #include <cassert>
 #include <cstdint>
 #include <deque>
@@ -40,6 +41,8 @@ class PuppetBackend final : public AttentionBackend {
 
   const BackendInfo& info() const override { return info_; }
   HostAllocator& host_allocator() override { return host_allocator_; }
+  // With full on, host memory is refused.
+  void set_memory_full(bool full) { host_allocator_.full = full; }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {
@@ -85,6 +88,14 @@ class PuppetBackend final : public AttentionBackend {
   }
 
  private:
+  class Memory final : public HeapAllocator {
+   public:
+    absl::StatusOr<HostBlock> Allocate(size_t bytes) override {
+      if (full) return absl::ResourceExhaustedError("the puppet's memory is full");
+      return HeapAllocator::Allocate(bytes);
+    }
+    std::atomic<bool> full = false;
+  };
   struct RunInFlight {
     absl::Span<const AttentionProblem> problems;
     absl::Span<ProblemStats> stats;
@@ -119,7 +130,7 @@ class PuppetBackend final : public AttentionBackend {
   }
 
   BackendInfo info_;
-  HeapAllocator host_allocator_;
+  Memory host_allocator_;
   mutable Mutex mutex_;
   bool automatic_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<RunInFlight> runs_ ABSL_GUARDED_BY(mutex_);
