@@ -17,7 +17,7 @@ constexpr size_t kMaxBytes = size_t{1} << 48;
 // Eight sizes for each power of two, so that blocks of like size are interchangeable and at most an
 // eighth is wasted.
 size_t RoundedUp(size_t bytes) {
-  const size_t step = std::bit_floor(bytes) / 8;
+  const size_t step = std::max<size_t>(std::bit_floor(bytes) / 8, 1);
   return (bytes + step - 1) / step * step;
 }
 

@@ -81,6 +81,7 @@ absl::Status Turn(TransportSubject* subject, int lanes, absl::Duration length, F
   absl::Mutex mutex;
   absl::Status first_error;
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(lanes));
   for (int lane = 0; lane < lanes; ++lane) {
     threads.emplace_back([&, lane] {
       std::vector<double> latencies_ms;
@@ -144,8 +145,8 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
     for (size_t n = 0; n < names.size(); ++n) {
       Figures warmup;
       const absl::Duration length = absl::GetFlag(FLAGS_round);
-      const absl::Status status = round < 0 ? Turn(subjects[n].get(), lanes, length / 4, &warmup)
-                                            : Turn(subjects[n].get(), lanes, length, &figures[n]);
+      absl::Status status = round < 0 ? Turn(subjects[n].get(), lanes, length / 4, &warmup)
+                                      : Turn(subjects[n].get(), lanes, length, &figures[n]);
       if (!status.ok()) return status;
     }
   }
@@ -196,7 +197,7 @@ absl::Status Run() {
             count < 1) {
           return absl::InvalidArgumentError("sizes_kb, concurrency; accepted: positive integers");
         }
-        const absl::Status status = Measure(transport, size_kb, count, &rows);
+        absl::Status status = Measure(transport, size_kb, count, &rows);
         if (!status.ok()) return status;
       }
     }
@@ -222,9 +223,11 @@ int main(int argc, char** argv) {
   absl::ParseCommandLine(argc, argv);
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   if (absl::GetFlag(FLAGS_tune_malloc)) {
+    // NOLINTBEGIN(concurrency-mt-unsafe): no other thread exists yet
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
     mallopt(M_TRIM_THRESHOLD, 2'000'000'000);
     mallopt(M_TOP_PAD, 64 << 20);
+    // NOLINTEND(concurrency-mt-unsafe)
   }
   const absl::Status status = flashbias::bench::Run();
   if (status.ok()) return 0;
