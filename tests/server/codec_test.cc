@@ -212,6 +212,7 @@ TEST(CodecTest, ResponseRoundTrip) {
   EXPECT_THAT(response.o().shape(), ElementsAre(6, 4, 16));
   ASSERT_EQ(response.o().data().size(), 6u * 4 * 16 * 4);
   EXPECT_EQ(LoadElement(DType::kFloat32, response.o().data().data(), 383), 383.0f);
+  EXPECT_EQ(LoadElement(DType::kFloat32, response.o().data().data(), 5), 5.0f);
   EXPECT_EQ(response.lse().dtype(), v1::DTYPE_FLOAT32);
   EXPECT_THAT(response.lse().shape(), ElementsAre(6, 4));
   ASSERT_EQ(response.lse().data().size(), 6u * 4 * 4);
