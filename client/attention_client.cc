@@ -15,7 +15,9 @@
 #include "client/channel_pool.h"
 #include "client/request_validation.h"
 #include "client/retrying_call.h"
+#include "client/tensor_loans.h"
 #include "client/wire_codec.h"
+#include "wire/contract.h"
 
 namespace flashbias::client {
 namespace {
@@ -77,7 +79,8 @@ class AttentionClient::Impl {
   const Options& options() const { return options_; }
 
   // Makes the attempts; `done` runs once, before the call counts as ended.
-  void Call(const CallOptions& options, RetryingCall::StartRpc start_rpc, RetryingCall::Done done)
+  void Call(const CallOptions& options, RetryingCall::StartRpc start_rpc,
+            RetryingCall::MemoryIsFree memory_is_free, RetryingCall::Done done)
       ABSL_LOCKS_EXCLUDED(mutex_) {
     if (options.timeout < absl::ZeroDuration()) {
       std::move(done)(absl::InvalidArgumentError(
@@ -98,7 +101,7 @@ class AttentionClient::Impl {
     // The subscription's number is known only after the call exists, hence the shared cell.
     auto subscription = std::make_shared<int64_t>(-1);
     auto call = std::make_shared<RetryingCall>(
-        &pool_, options_.retry, Deadline(options), std::move(start_rpc),
+        &pool_, options_.retry, Deadline(options), std::move(start_rpc), std::move(memory_is_free),
         [this, id, cancellation, subscription,
          done = std::move(done)](absl::Status status) mutable {
           if (cancellation != nullptr) cancellation->Unsubscribe(*subscription);
@@ -178,18 +181,20 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
     std::move(callback)(summary.status());
     return;
   }
-  // Sizes are checked before anything is copied, and once more when the encoding is known.
+  // Sizes are checked before anything is made, and once more when the encoding is known.
   const int64_t limit = impl_->options().max_message_bytes;
   absl::Status size = CheckSize("the request", summary->request_bytes, limit);
   if (size.ok()) size = CheckSize("the answer", summary->response_bytes, limit);
+  if (size.ok()) size = CheckBuffers(*summary, options.result);
   struct Messages {
-    v1::AttendRequest request;
-    v1::AttendResponse response;
+    const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
+    grpc::ByteBuffer request;  // attempts share its slices
+    grpc::ByteBuffer response;
   };
   auto messages = std::make_shared<Messages>();
   if (size.ok()) {
-    EncodeRequest(request, &messages->request);
-    size = CheckSize("the request", static_cast<int64_t>(messages->request.ByteSizeLong()), limit);
+    messages->request = EncodeRequest(request, *messages->loans);
+    size = CheckSize("the request", static_cast<int64_t>(messages->request.Length()), limit);
   }
   if (!size.ok()) {
     std::move(callback)(std::move(size));
@@ -197,14 +202,20 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   }
   impl_->Call(
       options,
-      [messages](v1::AttentionService::Stub& stub, grpc::ClientContext* context,
+      [messages](const ChannelPool::Connection& connection, grpc::ClientContext* context,
                  std::function<void(grpc::Status)> on_done) {
         messages->response.Clear();
-        stub.async()->Attend(context, &messages->request, &messages->response, std::move(on_done));
+        connection.bytes.UnaryCall(context, wire::kAttendMethod, grpc::StubOptions(),
+                                   &messages->request, &messages->response, std::move(on_done));
       },
-      [messages, summary = *summary, callback = std::move(callback)](absl::Status status) mutable {
+      [messages] {
+        messages->request.Clear();
+        return messages->loans->AllReturned();
+      },
+      [messages, summary = *summary, buffers = options.result,
+       callback = std::move(callback)](absl::Status status) mutable {
         if (status.ok()) {
-          std::move(callback)(DecodeResult(summary, std::move(messages->response)));
+          std::move(callback)(DecodeResult(summary, buffers, &messages->response));
         } else {
           std::move(callback)(std::move(status));
         }
@@ -218,11 +229,12 @@ absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo(const CallOptions& opt
   absl::Notification answered;
   impl_->Call(
       options,
-      [&](v1::AttentionService::Stub& stub, grpc::ClientContext* context,
+      [&](const ChannelPool::Connection& connection, grpc::ClientContext* context,
           std::function<void(grpc::Status)> on_done) {
         response.Clear();
-        stub.async()->GetServerInfo(context, &request, &response, std::move(on_done));
+        connection.stub->async()->GetServerInfo(context, &request, &response, std::move(on_done));
       },
+      [] { return true; },
       [&](absl::Status status) {
         result = std::move(status);
         answered.Notify();

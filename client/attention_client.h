@@ -4,8 +4,9 @@
 //   absl::StatusOr<AttendResult> result = (*client)->Attend(request);
 //
 // Thread-safety: every method may be called from any thread at any time; the destructor must be the
-// last call. Ownership: Attend and AttendAsync read what the request's views point at; it must live
-// unchanged until Attend returns or AttendAsync's callback runs. The request itself may go at once.
+// last call. Ownership: Attend and AttendAsync read what the request's views point at, without a
+// copy; it must live unchanged until Attend returns or AttendAsync's callback runs, and is no
+// longer read then. The request itself may go at once.
 //
 // Errors: what a server says comes back with its code and message. Made by the client itself:
 //
@@ -38,6 +39,8 @@ struct CallOptions {
   // The earlier of deadline and timeout counts. With a deadline and no timeout, default_timeout
   // does not apply.
   absl::Time deadline = absl::InfiniteFuture();
+  // Where the answer goes. The memory is the call's until Attend returns or the callback runs.
+  ResultBuffers result = {};
   // Null: the call cannot be cancelled (but by destroying the client).
   std::shared_ptr<Cancellation> cancellation = {};
 };
@@ -45,8 +48,8 @@ struct CallOptions {
 class AttentionClient {
  public:
   struct Options {
-    std::string target = {};  // "host:port", "dns:///host:port"; not empty
-    // TCP connections, each call takes one that carries the fewest. Accepted: 1 to 256.
+    std::string target = {};  // "host:port", "dns:///host:port", "unix:PATH"; not empty
+    // Connections, each call takes one that carries the fewest. Accepted: 1 to 256.
     int num_connections = 1;
     // Of calls that give neither timeout nor deadline; positive, InfiniteDuration() for none.
     absl::Duration default_timeout = absl::Seconds(60);

@@ -89,6 +89,14 @@ struct Timing {
   absl::Duration download = {};  // from there until they were in host memory; 0 on a CPU
 };
 
+// Memory of the caller's for an answer, any alignment for o. Empty: the AttendResult owns the
+// tensor; otherwise of exactly its size, and the AttendResult's own is empty. Written in whole when
+// the call succeeds, not at all when it fails.
+struct ResultBuffers {
+  absl::Span<char> o = {};     // bytes of [total_q, num_q_heads, head_dim]
+  absl::Span<float> lse = {};  // [total_q, num_q_heads]; only with want_lse
+};
+
 struct AttendResult {
   DType dtype = DType::kFloat32;    // that of q
   std::vector<int64_t> shape = {};  // [total_q, num_q_heads, head_dim]

@@ -6,6 +6,7 @@
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
+#include "wire/transport_options.h"
 
 namespace flashbias::client {
 
@@ -34,16 +35,23 @@ ChannelPool::ChannelPool(const Options& options) {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // Retries are ours: gRPC's own would keep a second copy of every request.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  // A server that stopped reading or vanished ends its calls. It also bounds how long a write holds
+  // the caller's memory (TCP_USER_TIMEOUT follows it).
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  for (const wire::ChannelArgument& argument : wire::kTransportArguments) {
+    arguments.SetInt(argument.name, argument.value);
+  }
   const auto backoff_ms = static_cast<int>(
       std::clamp<int64_t>(absl::ToInt64Milliseconds(options.initial_reconnect_backoff), 1, 1000));
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, backoff_ms);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
   for (int n = 0; n < options.num_connections; ++n) {
-    stubs_.push_back(v1::AttentionService::NewStub(
+    connections_.push_back(std::make_unique<Connection>(
         grpc::CreateCustomChannel(options.target, grpc::InsecureChannelCredentials(), arguments)));
   }
   absl::MutexLock lock(&mutex_);
-  outstanding_.assign(stubs_.size(), 0);
+  outstanding_.assign(connections_.size(), 0);
 }
 
 ChannelPool::Lease ChannelPool::Acquire(std::optional<size_t> avoid) {

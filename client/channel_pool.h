@@ -14,6 +14,8 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "flashbias/v1/attention.grpc.pb.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/generic/generic_stub.h"
 
 namespace flashbias::client {
 
@@ -26,6 +28,14 @@ class ChannelPool {
     std::string user_agent;
     // Of the first reconnection; a longer wait than the callers' retries makes those pointless.
     absl::Duration initial_reconnect_backoff;
+  };
+
+  // One connection, for messages of the generated classes and for bytes.
+  struct Connection {
+    explicit Connection(const std::shared_ptr<grpc::Channel>& channel)
+        : stub(v1::AttentionService::NewStub(channel)), bytes(channel) {}
+    const std::unique_ptr<v1::AttentionService::Stub> stub;
+    mutable grpc::GenericStub bytes;
   };
 
   // One call's hold on a connection; released at destruction.
@@ -41,7 +51,7 @@ class ChannelPool {
     // Which connection it is or was.
     size_t index() const { return index_; }
     // REQUIRES: not released or moved from.
-    v1::AttentionService::Stub& stub() const { return *pool_->stubs_[index_]; }
+    const Connection& connection() const { return *pool_->connections_[index_]; }
 
    private:
     ChannelPool* pool_ = nullptr;
@@ -58,7 +68,7 @@ class ChannelPool {
  private:
   void Release(size_t index) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  std::vector<std::unique_ptr<v1::AttentionService::Stub>> stubs_;  // constant after construction
+  std::vector<std::unique_ptr<Connection>> connections_;  // constant after construction
 
   absl::Mutex mutex_;
   std::vector<int> outstanding_ ABSL_GUARDED_BY(mutex_);  // calls per connection

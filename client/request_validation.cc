@@ -260,25 +260,41 @@ absl::StatusOr<RequestSummary> SummarizeRequest(const AttendRequest& request) {
   return summary;
 }
 
-absl::Status CheckResult(const RequestSummary& request, const AttendResult& result) {
-  if (result.dtype != request.dtype) {
-    return absl::InternalError(absl::StrCat("the server answered o of ", Name(result.dtype),
+absl::Status CheckBuffers(const RequestSummary& request, const ResultBuffers& buffers) {
+  const int64_t lse_values = request.want_lse ? request.total_q * request.num_q_heads : 0;
+  const int64_t o_bytes = request.response_bytes - lse_values * static_cast<int64_t>(sizeof(float));
+  if (!buffers.o.empty() && static_cast<int64_t>(buffers.o.size()) != o_bytes) {
+    return Invalid("result.o has ", buffers.o.size(), " bytes; accepted: ", o_bytes, ", what o ",
+                   Format({request.total_q, request.num_q_heads, request.head_dim}), " of ",
+                   Name(request.dtype), " takes, or none");
+  }
+  if (!buffers.lse.empty() && static_cast<int64_t>(buffers.lse.size()) != lse_values) {
+    return Invalid("result.lse has ", buffers.lse.size(), " values; accepted: ", lse_values,
+                   request.want_lse ? ", one for each query and head, or none"
+                                    : ", because want_lse is false");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckAnswer(const RequestSummary& request, const AnswerSummary& answer) {
+  if (answer.dtype != request.dtype) {
+    return absl::InternalError(absl::StrCat("the server answered o of ", Name(answer.dtype),
                                             "; expected: ", Name(request.dtype)));
   }
   const std::vector<int64_t> shape = {request.total_q, request.num_q_heads, request.head_dim};
-  if (result.shape != shape) {
-    return absl::InternalError(absl::StrCat("the server answered o of shape ", Format(result.shape),
+  if (answer.shape != shape) {
+    return absl::InternalError(absl::StrCat("the server answered o of shape ", Format(answer.shape),
                                             "; expected: ", Format(shape)));
   }
   const int64_t bytes = TensorBytes(request.dtype, shape);
-  if (static_cast<int64_t>(result.o.size()) != bytes) {
-    return absl::InternalError(absl::StrCat("the server answered o with ", result.o.size(),
+  if (answer.o_bytes != bytes) {
+    return absl::InternalError(absl::StrCat("the server answered o with ", answer.o_bytes,
                                             " bytes; expected: ", bytes, " for shape ",
                                             Format(shape), " of ", Name(request.dtype)));
   }
   const int64_t lse = request.want_lse ? request.total_q * request.num_q_heads : 0;
-  if (static_cast<int64_t>(result.lse.size()) != lse) {
-    return absl::InternalError(absl::StrCat("the server answered lse with ", result.lse.size(),
+  if (answer.lse_values != lse) {
+    return absl::InternalError(absl::StrCat("the server answered lse with ", answer.lse_values,
                                             " values; expected: ", lse));
   }
   return absl::OkStatus();

@@ -5,6 +5,7 @@
 #define FLASHBIAS_CLIENT_REQUEST_VALIDATION_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -39,8 +40,19 @@ struct RequestSummary {
 // INVALID_ARGUMENT: the request is not one that a server accepts. Reads slopes, no other tensor.
 absl::StatusOr<RequestSummary> SummarizeRequest(const AttendRequest& request);
 
-// INTERNAL: the result is not of the shape that the request asks for.
-absl::Status CheckResult(const RequestSummary& request, const AttendResult& result);
+// INVALID_ARGUMENT: a buffer that was given has not the size of what is to go there.
+absl::Status CheckBuffers(const RequestSummary& request, const ResultBuffers& buffers);
+
+// What came as o and lse.
+struct AnswerSummary {
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape = {};
+  int64_t o_bytes = 0;
+  int64_t lse_values = 0;
+};
+
+// INTERNAL: the answer is not of the shape that the request asks for.
+absl::Status CheckAnswer(const RequestSummary& request, const AnswerSummary& answer);
 
 }  // namespace flashbias::client
 

@@ -11,6 +11,8 @@
 namespace flashbias::client {
 namespace {
 
+constexpr absl::Duration kMemoryPollInterval = absl::Milliseconds(1);
+
 absl::Status CancelledByCaller() { return absl::CancelledError("cancelled by the caller"); }
 
 Pushback PushbackOf(const grpc::ClientContext& context) {
@@ -23,11 +25,12 @@ Pushback PushbackOf(const grpc::ClientContext& context) {
 }  // namespace
 
 RetryingCall::RetryingCall(ChannelPool* pool, const RetryPolicy& retry, absl::Time deadline,
-                           StartRpc start_rpc, Done done)
+                           StartRpc start_rpc, MemoryIsFree memory_is_free, Done done)
     : pool_(pool),
       retry_(retry),
       deadline_(deadline),
       start_rpc_(std::move(start_rpc)),
+      memory_is_free_(std::move(memory_is_free)),
       done_(std::move(done)) {}
 
 void RetryingCall::Start() { StartAttempt(); }
@@ -70,7 +73,7 @@ void RetryingCall::StartAttempt() {
   ++attempt_;
   lease_ = attempt_ == 1 ? pool_->Acquire() : pool_->Acquire(lease_.index());
   // A Cancel from here on finds the context: gRPC remembers it even before the attempt starts.
-  start_rpc_(lease_.stub(), context, [self = shared_from_this()](const grpc::Status& status) {
+  start_rpc_(lease_.connection(), context, [self = shared_from_this()](const grpc::Status& status) {
     self->OnAttemptDone(status);
   });
 }
@@ -127,6 +130,30 @@ void RetryingCall::WaitThenStartAttempt(absl::Duration wait) {
   if (cancelled) Finish(CancelledByCaller());
 }
 
-void RetryingCall::Finish(absl::Status status) { std::move(done_)(std::move(status)); }
+void RetryingCall::Finish(absl::Status status) {
+  if (memory_is_free_()) {
+    std::move(done_)(std::move(status));
+    return;
+  }
+  final_status_ = std::move(status);
+  WaitThenFinish();
+}
+
+// By looking again and again: whoever lets the last slice go is deep inside the transport, where
+// nothing of a caller's may run. The alarm is handled as in WaitThenStartAttempt.
+void RetryingCall::WaitThenFinish() {
+  absl::MutexLock lock(&mutex_);
+  alarm_ = std::make_shared<grpc::Alarm>();
+  alarm_->Set(absl::ToChronoTime(absl::Now() + kMemoryPollInterval),
+              [self = shared_from_this()](bool) mutable {
+                const auto call = std::move(self);
+                {
+                  std::shared_ptr<grpc::Alarm> fired;
+                  absl::MutexLock fired_lock(&call->mutex_);
+                  fired.swap(call->alarm_);
+                }
+                call->Finish(std::move(call->final_status_));
+              });
+}
 
 }  // namespace flashbias::client

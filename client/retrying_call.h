@@ -25,14 +25,17 @@ class RetryingCall : public std::enable_shared_from_this<RetryingCall> {
  public:
   // Starts one attempt through gRPC's callback API; called once per attempt.
   using StartRpc =
-      std::function<void(v1::AttentionService::Stub& stub, grpc::ClientContext* context,
+      std::function<void(const ChannelPool::Connection& connection, grpc::ClientContext* context,
                          std::function<void(grpc::Status)> on_done)>;
+  // Whether nothing of the call's memory is in the transport's hands; `done` waits for it. Called
+  // when no attempt is under way, perhaps often.
+  using MemoryIsFree = std::function<bool()>;
   // Gets the status of the last attempt; called once, on a thread of gRPC.
   using Done = absl::AnyInvocable<void(absl::Status) &&>;
 
   // `pool` must live until `done` has been called.
   RetryingCall(ChannelPool* pool, const RetryPolicy& retry, absl::Time deadline, StartRpc start_rpc,
-               Done done);
+               MemoryIsFree memory_is_free, Done done);
 
   // To be called once.
   void Start();
@@ -43,17 +46,20 @@ class RetryingCall : public std::enable_shared_from_this<RetryingCall> {
   void StartAttempt() ABSL_LOCKS_EXCLUDED(mutex_);
   void OnAttemptDone(const grpc::Status& grpc_status) ABSL_LOCKS_EXCLUDED(mutex_);
   void WaitThenStartAttempt(absl::Duration wait) ABSL_LOCKS_EXCLUDED(mutex_);
-  void Finish(absl::Status status);
+  void Finish(absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_);
+  void WaitThenFinish() ABSL_LOCKS_EXCLUDED(mutex_);
 
   ChannelPool* const pool_;
   const RetryPolicy retry_;
   const absl::Time deadline_;
   const StartRpc start_rpc_;
+  const MemoryIsFree memory_is_free_;
 
   // Touched by one attempt after the other, never by two threads at once.
   Done done_;
   int attempt_ = 0;
   ChannelPool::Lease lease_;
+  absl::Status final_status_;  // while `done` waits for memory
 
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;

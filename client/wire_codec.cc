@@ -1,7 +1,6 @@
 #include "client/wire_codec.h"
 
 #include <bit>
-#include <cstring>
 #include <optional>
 #include <string>
 #include <utility>
@@ -9,123 +8,237 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "grpcpp/support/slice.h"
+#include "wire/contract.h"
+#include "wire/gather.h"
+#include "wire/message_reader.h"
+#include "wire/message_writer.h"
+#include "wire/tensor_reader.h"
 
 namespace flashbias::client {
 namespace {
 
 static_assert(std::endian::native == std::endian::little,
-              "tensors travel little-endian and are copied as they lie in memory");
+              "tensors travel little-endian, as they lie in memory");
 
-v1::DType ToWire(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return v1::DTYPE_FLOAT16;
-    case DType::kBFloat16:
-      return v1::DTYPE_BFLOAT16;
-    case DType::kFloat32:
-      return v1::DTYPE_FLOAT32;
-  }
-  return v1::DTYPE_UNSPECIFIED;
-}
+using wire::AlibiNumber;
+using wire::LowRankNumber;
+using wire::MessageReader;
+using wire::RequestNumber;
+using wire::ResponseNumber;
+using wire::TimingNumber;
 
-std::optional<DType> FromWire(int dtype) {
-  switch (dtype) {
-    case v1::DTYPE_FLOAT16:
-      return DType::kFloat16;
-    case v1::DTYPE_BFLOAT16:
-      return DType::kBFloat16;
-    case v1::DTYPE_FLOAT32:
-      return DType::kFloat32;
-    default:
-      return std::nullopt;
-  }
-}
+// Smaller tensors are copied: a slice of its own costs more, and their memory is free at once.
+constexpr size_t kLendFrom = size_t{16} << 10;
 
-void EncodeTensor(const TensorView& tensor, v1::Tensor* message) {
-  message->set_dtype(ToWire(tensor.dtype));
+size_t TensorBytes(const TensorView& tensor) {
   size_t bytes = SizeOf(tensor.dtype);
-  for (const int64_t extent : tensor.shape) {
-    message->add_shape(extent);
-    bytes *= static_cast<size_t>(extent);
+  for (const int64_t extent : tensor.shape) bytes *= static_cast<size_t>(extent);
+  return bytes;
+}
+
+uint64_t FieldSize(int field, const TensorView& tensor) {
+  return wire::TensorFieldSize(field, tensor.dtype, tensor.shape, TensorBytes(tensor));
+}
+
+// The slices of a message: small bytes gather in a writer until a tensor is lent.
+class MessageSlices {
+ public:
+  explicit MessageSlices(TensorLoans& loans) : loans_(loans) {}
+
+  wire::MessageWriter& writer() { return writer_; }
+
+  void Append(int field, const TensorView& tensor) {
+    const size_t bytes = TensorBytes(tensor);
+    writer_.TensorHeader(field, tensor.dtype, tensor.shape, bytes);
+    if (bytes < kLendFrom) {
+      if (bytes > 0) writer_.Bytes(tensor.data, bytes);
+      return;
+    }
+    slices_.emplace_back(writer_.Take());
+    slices_.push_back(loans_.Lend(tensor.data, bytes));
   }
-  if (bytes > 0) message->set_data(tensor.data, bytes);
+
+  grpc::ByteBuffer Take() {
+    if (writer_.size() > 0 || slices_.empty()) slices_.emplace_back(writer_.Take());
+    return grpc::ByteBuffer(slices_.data(), slices_.size());
+  }
+
+ private:
+  TensorLoans& loans_;
+  wire::MessageWriter writer_;
+  std::vector<grpc::Slice> slices_;
+};
+
+// An AttendResponse whose tensors still lie in its slices.
+struct Response {
+  std::vector<grpc::Slice> slices;
+  Timing timing;
+  wire::TensorField o;
+  wire::TensorField lse;
+};
+
+void ReadSeconds(MessageReader* reader, absl::Duration* duration) {
+  double seconds = 0;
+  if (reader->ReadDouble(&seconds)) *duration = absl::Seconds(seconds);
 }
 
-std::vector<int64_t> Shape(const v1::Tensor& tensor) {
-  return {tensor.shape().begin(), tensor.shape().end()};
+void ReadTiming(MessageReader* reader, Timing* timing) {
+  reader->ReadMessage([&] {
+    while (reader->Next()) {
+      switch (reader->field()) {
+        case TimingNumber::kReceiveSeconds:
+          ReadSeconds(reader, &timing->receive);
+          break;
+        case TimingNumber::kQueueSeconds:
+          ReadSeconds(reader, &timing->queue);
+          break;
+        case TimingNumber::kComputeSeconds:
+          ReadSeconds(reader, &timing->compute);
+          break;
+        case TimingNumber::kSendSeconds:
+          ReadSeconds(reader, &timing->send);
+          break;
+        case TimingNumber::kBatchRequests:
+          reader->ReadVarint(&timing->batch_requests);
+          break;
+        case TimingNumber::kTilesComputed:
+          reader->ReadVarint(&timing->tiles_computed);
+          break;
+        case TimingNumber::kTilesSkipped:
+          reader->ReadVarint(&timing->tiles_skipped);
+          break;
+        case TimingNumber::kUploadSeconds:
+          ReadSeconds(reader, &timing->upload);
+          break;
+        case TimingNumber::kKernelSeconds:
+          ReadSeconds(reader, &timing->kernel);
+          break;
+        case TimingNumber::kDownloadSeconds:
+          ReadSeconds(reader, &timing->download);
+          break;
+        default:
+          reader->Skip();
+      }
+    }
+  });
 }
 
-absl::StatusOr<std::vector<float>> DecodeLse(const RequestSummary& request,
-                                             const v1::Tensor& tensor) {
+absl::StatusOr<Response> ReadResponse(grpc::ByteBuffer* message) {
+  Response response;
+  const size_t bytes = message->Length();
+  if (bytes > 0 && !message->Dump(&response.slices).ok()) {
+    return absl::InternalError("the answer's bytes cannot be had from the transport");
+  }
+  message->Clear();
+  MessageReader reader(response.slices);
+  while (reader.Next()) {
+    switch (reader.field()) {
+      case ResponseNumber::kTiming:
+        ReadTiming(&reader, &response.timing);
+        break;
+      case ResponseNumber::kLse:
+        wire::ReadTensor("lse.shape", &reader, &response.lse);
+        break;
+      case ResponseNumber::kO:
+        wire::ReadTensor("o.shape", &reader, &response.o);
+        break;
+      default:
+        reader.Skip();
+    }
+  }
+  if (reader.ok()) return response;
+  return absl::InternalError(absl::StrCat("the server answered ", bytes,
+                                          " bytes that are no AttendResponse: ", reader.error()));
+}
+
+absl::Status CheckLse(const RequestSummary& request, const wire::TensorField& lse) {
   const std::vector<int64_t> shape = {request.total_q, request.num_q_heads};
-  if (tensor.dtype() != v1::DTYPE_FLOAT32 || Shape(tensor) != shape) {
+  if (lse.dtype != wire::kFloat32 || lse.shape != shape) {
     return absl::InternalError(
         absl::StrCat("the server answered lse of another dtype or shape; expected: float32 [",
                      request.total_q, ", ", request.num_q_heads, "]"));
   }
-  if (tensor.data().size() % sizeof(float) != 0) {
-    return absl::InternalError(absl::StrCat("the server answered lse with ", tensor.data().size(),
+  if (lse.data.size % sizeof(float) != 0) {
+    return absl::InternalError(absl::StrCat("the server answered lse with ", lse.data.size,
                                             " bytes; expected: a multiple of 4"));
   }
-  std::vector<float> lse(tensor.data().size() / sizeof(float));
-  if (!lse.empty()) std::memcpy(lse.data(), tensor.data().data(), tensor.data().size());
-  return lse;
+  return absl::OkStatus();
 }
 
 }  // namespace
 
-void EncodeRequest(const AttendRequest& request, v1::AttendRequest* message) {
-  message->mutable_q_lens()->Assign(request.q_lens.begin(), request.q_lens.end());
-  message->mutable_kv_lens()->Assign(request.kv_lens.begin(), request.kv_lens.end());
-  message->set_mask(request.mask == MaskKind::kCausal ? v1::MASK_CAUSAL : v1::MASK_FULL);
-  message->set_left_window(request.left_window);
-  message->mutable_query_start()->Assign(request.query_start.begin(), request.query_start.end());
-  message->mutable_key_start()->Assign(request.key_start.begin(), request.key_start.end());
-  if (request.softmax_scale.has_value()) message->set_softmax_scale(*request.softmax_scale);
-  if (request.eps.has_value()) message->set_eps(*request.eps);
-  message->set_want_lse(request.want_lse);
+grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans& loans) {
+  MessageSlices slices(loans);
+  wire::MessageWriter& writer = slices.writer();
+  writer.Packed(RequestNumber::kQLens, request.q_lens);
+  writer.Packed(RequestNumber::kKvLens, request.kv_lens);
+  writer.Varint(RequestNumber::kMask,
+                request.mask == MaskKind::kCausal ? wire::kMaskCausal : wire::kMaskFull);
+  writer.Varint(RequestNumber::kLeftWindow, request.left_window);
+  writer.PackedZigzag(RequestNumber::kQueryStart, request.query_start);
+  writer.PackedZigzag(RequestNumber::kKeyStart, request.key_start);
+  if (request.softmax_scale.has_value()) {
+    writer.Float(RequestNumber::kSoftmaxScale, *request.softmax_scale);
+  }
+  if (request.eps.has_value()) writer.Float(RequestNumber::kEps, *request.eps);
+  writer.Bool(RequestNumber::kWantLse, request.want_lse);
   if (const auto* alibi = std::get_if<AlibiSlopes>(&request.bias)) {
     const int64_t q_heads = request.q.shape[1];
     const auto count = static_cast<int64_t>(alibi->slopes.size());
     TensorView slopes{.dtype = DType::kFloat32, .shape = {count}, .data = alibi->slopes.data()};
     if (count != q_heads) slopes.shape = {count / q_heads, q_heads};
-    EncodeTensor(slopes, message->mutable_alibi()->mutable_slopes());
+    writer.LengthDelimited(RequestNumber::kAlibi, FieldSize(AlibiNumber::kSlopes, slopes));
+    slices.Append(AlibiNumber::kSlopes, slopes);
   } else if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
-    EncodeTensor(low_rank->phi_q, message->mutable_low_rank()->mutable_phi_q());
-    EncodeTensor(low_rank->phi_k, message->mutable_low_rank()->mutable_phi_k());
+    writer.LengthDelimited(RequestNumber::kLowRank,
+                           FieldSize(LowRankNumber::kPhiQ, low_rank->phi_q) +
+                               FieldSize(LowRankNumber::kPhiK, low_rank->phi_k));
+    slices.Append(LowRankNumber::kPhiQ, low_rank->phi_q);
+    slices.Append(LowRankNumber::kPhiK, low_rank->phi_k);
   }
-  EncodeTensor(request.q, message->mutable_q());
-  EncodeTensor(request.k, message->mutable_k());
-  EncodeTensor(request.v, message->mutable_v());
+  slices.Append(RequestNumber::kQ, request.q);
+  slices.Append(RequestNumber::kK, request.k);
+  slices.Append(RequestNumber::kV, request.v);
+  return slices.Take();
 }
 
 absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
-                                          v1::AttendResponse&& message) {
-  const std::optional<DType> dtype = FromWire(message.o().dtype());
+                                          const ResultBuffers& buffers, grpc::ByteBuffer* message) {
+  absl::StatusOr<Response> response = ReadResponse(message);
+  if (!response.ok()) return response.status();
+  const std::optional<DType> dtype = wire::DTypeFromWire(response->o.dtype);
   if (!dtype.has_value()) {
     return absl::InternalError(absl::StrCat("the server answered o of dtype number ",
-                                            static_cast<int>(message.o().dtype()),
+                                            response->o.dtype,
                                             "; expected: ", Name(request.dtype)));
   }
-  AttendResult result{.dtype = *dtype, .shape = Shape(message.o())};
+  AnswerSummary answer = {.dtype = *dtype,
+                          .shape = std::move(response->o.shape),
+                          .o_bytes = static_cast<int64_t>(response->o.data.size)};
   if (request.want_lse) {
-    absl::StatusOr<std::vector<float>> lse = DecodeLse(request, message.lse());
-    if (!lse.ok()) return lse.status();
-    result.lse = *std::move(lse);
+    if (absl::Status status = CheckLse(request, response->lse); !status.ok()) return status;
+    answer.lse_values = static_cast<int64_t>(response->lse.data.size / sizeof(float));
   }
-  result.o = std::move(*message.mutable_o()->mutable_data());
-  const v1::Timing& timing = message.timing();
-  result.timing = {.receive = absl::Seconds(timing.receive_seconds()),
-                   .queue = absl::Seconds(timing.queue_seconds()),
-                   .compute = absl::Seconds(timing.compute_seconds()),
-                   .send = absl::Seconds(timing.send_seconds()),
-                   .batch_requests = timing.batch_requests(),
-                   .tiles_computed = timing.tiles_computed(),
-                   .tiles_skipped = timing.tiles_skipped(),
-                   .upload = absl::Seconds(timing.upload_seconds()),
-                   .kernel = absl::Seconds(timing.kernel_seconds()),
-                   .download = absl::Seconds(timing.download_seconds())};
-  if (absl::Status status = CheckResult(request, result); !status.ok()) return status;
+  if (absl::Status status = CheckAnswer(request, answer); !status.ok()) return status;
+
+  AttendResult result{
+      .dtype = *dtype, .shape = std::move(answer.shape), .timing = response->timing};
+  if (!buffers.o.empty()) {
+    const wire::GatherItem o = {.from = response->o.data, .to = buffers.o.data()};
+    wire::Gather(response->slices, {&o, 1}, nullptr);
+  } else {
+    wire::AppendTo(response->slices, response->o.data, &result.o);
+  }
+  if (request.want_lse) {
+    float* to = buffers.lse.data();
+    if (buffers.lse.empty()) {
+      result.lse.resize(static_cast<size_t>(answer.lse_values));
+      to = result.lse.data();
+    }
+    const wire::GatherItem lse = {.from = response->lse.data, .to = to};
+    wire::Gather(response->slices, {&lse, 1}, nullptr);
+  }
   return result;
 }
 
@@ -143,8 +256,9 @@ ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& message) {
       .default_eps = message.default_eps(),
       .max_eps = message.max_eps()};
   // A dtype that this client does not know is one that it cannot send.
-  for (const int wire : message.dtypes()) {
-    if (const std::optional<DType> dtype = FromWire(wire)) info.dtypes.push_back(*dtype);
+  for (const int number : message.dtypes()) {
+    if (const std::optional<DType> dtype = wire::DTypeFromWire(number))
+      info.dtypes.push_back(*dtype);
   }
   return info;
 }

@@ -1,6 +1,6 @@
 // Between the public types and the messages of the wire: the only place that knows both.
 //
-// Pure functions; thread-safe. The messages own copies of what the views point at.
+// Free functions on their arguments.
 #ifndef FLASHBIAS_CLIENT_WIRE_CODEC_H_
 #define FLASHBIAS_CLIENT_WIRE_CODEC_H_
 
@@ -8,17 +8,22 @@
 #include "absl/status/statusor.h"
 #include "client/attention_types.h"
 #include "client/request_validation.h"
+#include "client/tensor_loans.h"
 #include "flashbias/v1/attention.pb.h"
+#include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
 
 namespace flashbias::client {
 
-// REQUIRES: SummarizeRequest(request) is OK.
-void EncodeRequest(const AttendRequest& request, v1::AttendRequest* message);
+// The message's bytes; tensors are lent by `loans`, small ones copied. `loans` null: all are
+// copied. REQUIRES: SummarizeRequest(request) is OK.
+grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans& loans);
 
-// Takes the tensors out of `message`. INTERNAL: it is not an answer to `request`.
+// Consumes `message`. The tensors go to `buffers` where those are given, else into the result.
+// INTERNAL: the message is no answer to the request; nothing was written to `buffers`.
+// REQUIRES: CheckBuffers(request, buffers) is OK.
 absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
-                                          v1::AttendResponse&& message);
+                                          const ResultBuffers& buffers, grpc::ByteBuffer* message);
 
 ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& message);
 

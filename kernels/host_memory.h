@@ -2,12 +2,14 @@
 // without another copy (pinned memory for a GPU, the heap for the CPU).
 //
 // Thread-safety: an allocator may be called from any thread; a block belongs to one owner at a
-// time. Ownership: a block gives its memory back when it is destroyed, from any thread; the
-// allocator must outlive its blocks.
+// time. Ownership: a block gives its memory back when it is destroyed, from any thread. An allocator
+// that a shared_ptr owns lives as long as its blocks (a transport may hold an answer longer than
+// anyone else lives); any other must outlive them.
 #ifndef FLASHBIAS_KERNELS_HOST_MEMORY_H_
 #define FLASHBIAS_KERNELS_HOST_MEMORY_H_
 
 #include <cstddef>
+#include <memory>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -16,7 +18,7 @@ namespace flashbias {
 
 class HostBlock;
 
-class HostAllocator {
+class HostAllocator : public std::enable_shared_from_this<HostAllocator> {
  public:
   // Of every block's start, in bytes.
   static constexpr size_t kAlignment = 256;
@@ -42,6 +44,7 @@ class HostBlock {
   HostBlock(HostBlock&& other) noexcept { *this = std::move(other); }
   HostBlock& operator=(HostBlock&& other) noexcept {
     std::swap(allocator_, other.allocator_);
+    std::swap(keeps_alive_, other.keeps_alive_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     return *this;
@@ -55,16 +58,18 @@ class HostBlock {
 
  private:
   friend class HostAllocator;
-  HostBlock(HostAllocator* allocator, void* data, size_t bytes)
-      : allocator_(allocator), data_(data), bytes_(bytes) {}
+  HostBlock(HostAllocator* allocator, std::shared_ptr<HostAllocator> keeps_alive, void* data,
+            size_t bytes)
+      : allocator_(allocator), keeps_alive_(std::move(keeps_alive)), data_(data), bytes_(bytes) {}
 
   HostAllocator* allocator_ = nullptr;
+  std::shared_ptr<HostAllocator> keeps_alive_;  // the same, where it is shared
   void* data_ = nullptr;
   size_t bytes_ = 0;
 };
 
 inline HostBlock HostAllocator::MakeBlock(void* data, size_t bytes) {
-  return HostBlock(this, data, bytes);
+  return HostBlock(this, weak_from_this().lock(), data, bytes);
 }
 
 }  // namespace flashbias

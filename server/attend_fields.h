@@ -1,51 +1,37 @@
-// The fields of an AttendRequest as they came, before anything was checked: views into the message,
-// free of any message class.
+// The fields of an AttendRequest as they came, before anything was checked. Small fields are
+// copied; of tensors' elements only their place in the message is known.
 //
-// Ownership: nothing is owned; the message must outlive the views. Thread-safety: plain values.
+// Thread-safety: plain values.
 #ifndef FLASHBIAS_SERVER_ATTEND_FIELDS_H_
 #define FLASHBIAS_SERVER_ATTEND_FIELDS_H_
 
 #include <cstdint>
 #include <optional>
-#include <string_view>
+#include <vector>
 
-#include "absl/types/span.h"
+#include "wire/tensor_field.h"
 
 namespace flashbias::server {
-
-// Values of the contract's enums on the wire.
-inline constexpr int kWireFloat16 = 1;
-inline constexpr int kWireBFloat16 = 2;
-inline constexpr int kWireFloat32 = 3;
-inline constexpr int kWireMaskCausal = 1;
-inline constexpr int kWireMaskFull = 2;
-
-struct TensorFields {
-  bool present = false;
-  int dtype = 0;
-  absl::Span<const int64_t> shape = {};
-  std::string_view data = {};  // any alignment
-};
 
 enum class WireBias { kNone, kAlibi, kLowRank };
 
 struct AttendFields {
-  absl::Span<const int64_t> q_lens;
-  absl::Span<const int64_t> kv_lens;
+  std::vector<int64_t> q_lens;
+  std::vector<int64_t> kv_lens;
   int mask = 0;
   int64_t left_window = 0;
-  absl::Span<const int64_t> query_start;
-  absl::Span<const int64_t> key_start;
+  std::vector<int64_t> query_start;
+  std::vector<int64_t> key_start;
   std::optional<float> softmax_scale;
   std::optional<float> eps;
   bool want_lse = false;
   WireBias bias = WireBias::kNone;
-  TensorFields slopes;  // kAlibi
-  TensorFields phi_q;   // kLowRank
-  TensorFields phi_k;   // kLowRank
-  TensorFields q;
-  TensorFields k;
-  TensorFields v;
+  wire::TensorField slopes;  // kAlibi
+  wire::TensorField phi_q;   // kLowRank
+  wire::TensorField phi_k;   // kLowRank
+  wire::TensorField q;
+  wire::TensorField k;
+  wire::TensorField v;
 };
 
 }  // namespace flashbias::server

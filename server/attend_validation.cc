@@ -2,13 +2,13 @@
 
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "wire/contract.h"
 
 namespace flashbias::server {
 namespace {
@@ -32,19 +32,6 @@ std::string DTypeNames(absl::Span<const DType> dtypes) {
                        [](std::string* out, DType dtype) { out->append(Name(dtype)); });
 }
 
-std::optional<DType> FromWire(int dtype) {
-  switch (dtype) {
-    case kWireFloat16:
-      return DType::kFloat16;
-    case kWireBFloat16:
-      return DType::kBFloat16;
-    case kWireFloat32:
-      return DType::kFloat32;
-    default:
-      return std::nullopt;
-  }
-}
-
 bool Contains(absl::Span<const DType> dtypes, DType dtype) {
   for (const DType other : dtypes) {
     if (other == dtype) return true;
@@ -54,12 +41,13 @@ bool Contains(absl::Span<const DType> dtypes, DType dtype) {
 
 // Presence, dtype, number of extents, and that the data is exactly what shape and dtype say.
 // `layout` names the extents: "[total_q, num_q_heads, head_dim]".
-absl::StatusOr<DType> CheckTensor(const char* name, const TensorFields& tensor, const char* layout,
-                                  size_t extents, absl::Span<const DType> accepted) {
+absl::StatusOr<DType> CheckTensor(const char* name, const wire::TensorField& tensor,
+                                  const char* layout, size_t extents,
+                                  absl::Span<const DType> accepted) {
   if (!tensor.present) {
     return Invalid(name, " is missing; accepted: a tensor of shape ", layout);
   }
-  const std::optional<DType> dtype = FromWire(tensor.dtype);
+  const std::optional<DType> dtype = wire::DTypeFromWire(tensor.dtype);
   if (!dtype.has_value() || !Contains(accepted, *dtype)) {
     std::string came = "unspecified";
     if (dtype.has_value()) {
@@ -85,8 +73,8 @@ absl::StatusOr<DType> CheckTensor(const char* name, const TensorFields& tensor, 
       return Invalid(name, ".shape is ", ShapeText(tensor.shape), "; accepted: at most 2^62 bytes");
     }
   }
-  if (tensor.data.size() != static_cast<uint64_t>(bytes)) {
-    return Invalid(name, ".data has ", tensor.data.size(), " bytes; accepted: ", bytes, ", what ",
+  if (tensor.data.size != static_cast<uint64_t>(bytes)) {
+    return Invalid(name, ".data has ", tensor.data.size, " bytes; accepted: ", bytes, ", what ",
                    name, ".shape ", ShapeText(tensor.shape), " of ", Name(*dtype), " takes");
   }
   return *dtype;
@@ -96,7 +84,7 @@ absl::Status CheckQkv(const AttendFields& fields, const AttendLimits& limits,
                       AttentionProblem* problem) {
   struct Operand {
     const char* name;
-    const TensorFields& tensor;
+    const wire::TensorField& tensor;
     const char* layout;
   };
   constexpr const char* kQLayout = "[total_q, num_q_heads, head_dim]";
@@ -144,9 +132,6 @@ absl::Status CheckQkv(const AttendFields& fields, const AttendLimits& limits,
   problem->head_dim = static_cast<int>(head_dim);
   problem->total_q = fields.q.shape[0];
   problem->total_kv = fields.k.shape[0];
-  problem->q = fields.q.data.data();
-  problem->k = fields.k.data.data();
-  problem->v = fields.v.data.data();
   return absl::OkStatus();
 }
 
@@ -222,7 +207,7 @@ absl::Status CheckSequences(const AttendFields& fields, const AttendLimits& limi
 }
 
 absl::Status CheckScalars(const AttendFields& fields, AttentionProblem* problem) {
-  if (fields.mask != kWireMaskCausal && fields.mask != kWireMaskFull) {
+  if (fields.mask != wire::kMaskCausal && fields.mask != wire::kMaskFull) {
     const std::string came = fields.mask == 0
                                  ? "unspecified"
                                  : absl::StrCat(fields.mask, ", which is no mask of the contract");
@@ -232,7 +217,7 @@ absl::Status CheckScalars(const AttendFields& fields, AttentionProblem* problem)
     return Invalid("left_window is ", fields.left_window,
                    "; accepted: 0 (no window) or a positive number of positions");
   }
-  problem->mask = {.causal = fields.mask == kWireMaskCausal, .left_window = fields.left_window};
+  problem->mask = {.causal = fields.mask == wire::kMaskCausal, .left_window = fields.left_window};
 
   const float default_scale =
       static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem->head_dim)));
@@ -247,8 +232,8 @@ absl::Status CheckScalars(const AttendFields& fields, AttentionProblem* problem)
   return absl::OkStatus();
 }
 
-absl::Status CheckAlibi(const TensorFields& slopes, size_t num_sequences, AttentionProblem* problem,
-                        std::vector<float>* values) {
+absl::Status CheckAlibi(const wire::TensorField& slopes, size_t num_sequences,
+                        AttentionProblem* problem) {
   constexpr const char* kName = "alibi.slopes";
   constexpr DType kAccepted[] = {DType::kFloat32};
   const bool per_sequence = slopes.shape.size() == 2;
@@ -260,13 +245,6 @@ absl::Status CheckAlibi(const TensorFields& slopes, size_t num_sequences, Attent
       (per_sequence && slopes.shape[0] != static_cast<int64_t>(num_sequences))) {
     return Invalid(kName, ".shape is ", ShapeText(slopes.shape), "; accepted: [",
                    problem->num_q_heads, "] or [", num_sequences, ", ", problem->num_q_heads, "]");
-  }
-  values->resize(slopes.data.size() / sizeof(float));
-  std::memcpy(values->data(), slopes.data.data(), slopes.data.size());
-  for (size_t n = 0; n < values->size(); ++n) {
-    if (!std::isfinite((*values)[n])) {
-      return Invalid(kName, ".data[", n, "] is ", (*values)[n], "; accepted: finite values");
-    }
   }
   problem->bias_kind = BiasKind::kAlibi;
   problem->alibi.per_sequence = per_sequence;
@@ -296,7 +274,7 @@ absl::Status CheckLowRank(const AttendFields& fields, const AttendLimits& limits
     return Invalid("low_rank.phi_k.shape is ", ShapeText(fields.phi_k.shape), ": the rank is ",
                    fields.phi_k.shape[2], "; accepted: that of phi_q, ", rank);
   }
-  const auto check_rows = [&](const char* name, const TensorFields& phi,
+  const auto check_rows = [&](const char* name, const wire::TensorField& phi,
                               int64_t rows) -> absl::Status {
     const bool heads_ok = phi.shape[1] == 1 || phi.shape[1] == problem->num_q_heads;
     if (phi.shape[0] == rows && heads_ok) return absl::OkStatus();
@@ -310,9 +288,7 @@ absl::Status CheckLowRank(const AttendFields& fields, const AttendLimits& limits
   }
 
   problem->bias_kind = BiasKind::kLowRank;
-  problem->low_rank = {.phi_q = fields.phi_q.data.data(),
-                       .phi_k = fields.phi_k.data.data(),
-                       .dtype = *q_dtype,
+  problem->low_rank = {.dtype = *q_dtype,
                        .rank = static_cast<int>(rank),
                        .phi_q_heads = static_cast<int>(fields.phi_q.shape[1]),
                        .phi_k_heads = static_cast<int>(fields.phi_k.shape[1])};
@@ -329,7 +305,8 @@ absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
   if (status.ok()) status = CheckScalars(fields, &problem);
   if (status.ok()) status = CheckSequences(fields, limits, problem, &valid.sequences);
   if (status.ok() && fields.bias == WireBias::kAlibi) {
-    status = CheckAlibi(fields.slopes, valid.sequences.size(), &problem, &valid.slopes);
+    status = CheckAlibi(fields.slopes, valid.sequences.size(), &problem);
+    valid.num_slopes = static_cast<int64_t>(fields.slopes.data.size / sizeof(float));
   }
   if (status.ok() && fields.bias == WireBias::kLowRank) {
     status = CheckLowRank(fields, limits, &problem);
@@ -338,7 +315,7 @@ absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
 
   // o has the size of q, which came over the wire, and lse has at most 4 bytes for every element of
   // q: neither product can overflow.
-  valid.o_bytes = static_cast<int64_t>(fields.q.data.size());
+  valid.o_bytes = static_cast<int64_t>(fields.q.data.size);
   if (fields.want_lse) {
     valid.lse_bytes = problem.total_q * problem.num_q_heads * static_cast<int64_t>(sizeof(float));
   }
@@ -349,6 +326,15 @@ absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
         valid.lse_bytes, "); the limit is ", limits.max_message_bytes, " bytes a message"));
   }
   return valid;
+}
+
+absl::Status CheckSlopes(absl::Span<const float> slopes) {
+  for (size_t n = 0; n < slopes.size(); ++n) {
+    if (!std::isfinite(slopes[n])) {
+      return Invalid("alibi.slopes.data[", n, "] is ", slopes[n], "; accepted: finite values");
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace flashbias::server

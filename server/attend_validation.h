@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
@@ -32,11 +33,10 @@ struct AttendLimits {
 };
 
 struct ValidatedAttend {
-  // Complete but for `sequences`, `alibi.slopes`, `o` and `lse`, which its owner points at storage
-  // of its own. q, k, v and the factors point into the fields' data.
+  // Complete but for its pointers and `sequences`, which its owner points at storage of its own.
   AttentionProblem problem;
   std::vector<Sequence> sequences;
-  std::vector<float> slopes;  // an aligned copy; empty where there are none
+  int64_t num_slopes = 0;  // 0: no ALiBi
   int64_t o_bytes = 0;
   int64_t lse_bytes = 0;  // 0: not wanted
 };
@@ -45,6 +45,9 @@ struct ValidatedAttend {
 // response would exceed max_message_bytes.
 absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
                                                const AttendLimits& limits);
+
+// The values of alibi.slopes, once they are at hand. INVALID_ARGUMENT: one is not finite.
+absl::Status CheckSlopes(absl::Span<const float> slopes);
 
 }  // namespace flashbias::server
 

@@ -1,24 +1,40 @@
 // AttendRequest bytes -> a problem with everything it points to; a solved problem -> AttendResponse
 // bytes.
 //
-// The tensors of a response are not copied: the returned buffer refers to the problem's storage and
-// keeps it alive. Thread-safety: free functions on their arguments.
+// A request takes two steps, so that nothing is allocated for one that is refused: Parse reads and
+// checks it where it lies, Stage makes the one copy of its tensors. The tensors of a response are
+// not copied: the returned buffer refers to the problem's storage and keeps it alive.
+//
+// Thread-safety: free functions on their arguments.
 #ifndef FLASHBIAS_SERVER_CODEC_H_
 #define FLASHBIAS_SERVER_CODEC_H_
 
 #include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/slice.h>
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kernels/attention_backend.h"
 #include "kernels/attention_problem.h"
+#include "kernels/host_memory.h"
+#include "server/attend_fields.h"
 #include "server/attend_validation.h"
 #include "server/pending_request.h"
+#include "wire/copy_pool.h"
 
 namespace flashbias::server {
+
+// A request that is known to be good; its tensors lie in the message's slices.
+struct ParsedAttend {
+  std::vector<grpc::Slice> slices;
+  AttendFields fields;
+  ValidatedAttend valid;
+  std::vector<float> slopes;  // empty where there are none
+};
 
 struct DecodedAttend {
   AttentionProblem problem;
@@ -26,10 +42,16 @@ struct DecodedAttend {
   int64_t bytes = 0;                        // that the storage holds
 };
 
-// Consumes `message`: its memory is released as soon as it has been read.
-// Errors as ValidateAttend; INVALID_ARGUMENT also where the bytes are no AttendRequest.
-absl::StatusOr<DecodedAttend> DecodeAttendRequest(grpc::ByteBuffer* message,
-                                                  const AttendLimits& limits);
+// Consumes `message`. Errors as ValidateAttend and CheckSlopes; INVALID_ARGUMENT also where the
+// bytes are no AttendRequest.
+absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
+                                                const AttendLimits& limits);
+
+// Copies the tensors into a block of `allocator`, lets go of the message and makes room for the
+// outputs. `copy_pool` null: the caller copies alone. Errors are the allocator's:
+// RESOURCE_EXHAUSTED where asking again may help.
+absl::StatusOr<DecodedAttend> StageAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
+                                                 wire::CopyPool* copy_pool);
 
 // Timing of the contract.
 struct ResponseTiming {
@@ -41,7 +63,7 @@ struct ResponseTiming {
   ProblemStats stats = {};
 };
 
-// REQUIRES: `problem` and `storage` come from DecodeAttendRequest; o and lse are written.
+// REQUIRES: `problem` and `storage` come from StageAttendRequest; o and lse are written.
 grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
                                       std::unique_ptr<ProblemStorage> storage,
                                       const ResponseTiming& timing);

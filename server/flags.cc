@@ -14,6 +14,9 @@ using flashbias::server::ServerOptions;
 
 ABSL_FLAG(std::string, listen_address, ServerOptions().listen_address,
           "Where to serve gRPC, host:port. Port 0 picks a free one, see --port_file.");
+ABSL_FLAG(std::string, listen_unix, ServerOptions().listen_unix,
+          "Path of a unix socket to serve gRPC on too, for callers on this host that run as this "
+          "user (mode 0600). Empty: none.");
 ABSL_FLAG(std::string, metrics_address, ServerOptions().metrics_address,
           "Where to serve GET /metrics, host:port. Empty: nowhere.");
 ABSL_FLAG(std::string, port_file, "",
@@ -56,6 +59,9 @@ ABSL_FLAG(int64_t, max_message_bytes, ServerOptions().max_message_bytes,
           "Size, in bytes, of one request or response message, 1024 to 2147483647.");
 ABSL_FLAG(int64_t, max_sequences, ServerOptions().max_sequences,
           "Sequences in one request, 1 to 65536.");
+ABSL_FLAG(int, copy_threads, ServerOptions().copy_threads,
+          "Threads that copy one large request at once, 1 to 64. 0: a quarter of the hardware "
+          "threads, at most 8.");
 ABSL_FLAG(int, max_concurrent_streams, ServerOptions().max_concurrent_streams,
           "Calls that may be open at once on one connection.");
 ABSL_FLAG(absl::Duration, keepalive_time, ServerOptions().keepalive_time,
@@ -94,6 +100,7 @@ absl::StatusOr<LogFormat> ParseFormat(const std::string& format) {
 absl::StatusOr<ProgramOptions> OptionsFromFlags() {
   ProgramOptions options;
   options.server.listen_address = absl::GetFlag(FLAGS_listen_address);
+  options.server.listen_unix = absl::GetFlag(FLAGS_listen_unix);
   options.server.metrics_address = absl::GetFlag(FLAGS_metrics_address);
   options.server.reflection = absl::GetFlag(FLAGS_reflection);
   options.server.scheduler = {.batch = {.max_work = absl::GetFlag(FLAGS_max_batch_work),
@@ -104,6 +111,7 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags() {
                               .max_queue_bytes = absl::GetFlag(FLAGS_max_queue_bytes)};
   options.server.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
   options.server.max_sequences = absl::GetFlag(FLAGS_max_sequences);
+  options.server.copy_threads = absl::GetFlag(FLAGS_copy_threads);
   options.server.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);
   options.server.keepalive_time = absl::GetFlag(FLAGS_keepalive_time);
   options.server.keepalive_timeout = absl::GetFlag(FLAGS_keepalive_timeout);

@@ -22,7 +22,7 @@ constexpr std::array kStages = {"receive", "queue",    "compute", "upload",
                                 "kernel",  "download", "send"};
 constexpr std::array kReasons = {"queue", "deadline", "invalid", "draining", "memory"};
 constexpr std::array kWheres = {"receiving", "queue", "running"};
-constexpr const char* kTransport = "grpc";
+constexpr std::array kTransports = {"tcp", "unix"};
 constexpr int kStatusCodes = 17;  // OK to UNAUTHENTICATED
 
 // 100 us to 60 s, 1.6x apart.
@@ -140,8 +140,12 @@ struct Metrics::Impl {
   const std::shared_ptr<Source> source = std::make_shared<Source>();
   prometheus::Registry* const registry = &source->registry();
 
-  std::array<std::array<prometheus::Counter*, kStatusCodes>, kMethods.size()> requests;
-  std::array<prometheus::Histogram*, kMethods.size()> request_duration;
+  // Of one method over one transport.
+  struct Calls {
+    std::array<prometheus::Counter*, kStatusCodes> requests;
+    prometheus::Histogram* duration;
+  };
+  std::array<std::array<Calls, kTransports.size()>, kMethods.size()> calls;
   std::array<prometheus::Histogram*, kStages.size()> stage_duration;
   prometheus::Histogram* batch_requests;
   prometheus::Histogram* batch_work;
@@ -179,18 +183,22 @@ Metrics::Metrics(const std::string& version, const std::string& backend)
     : impl_(std::make_unique<Impl>()) {
   Impl& m = *impl_;
 
-  auto& requests = m.CounterFamily("requests_total", "Calls answered, by method and status code.");
+  auto& requests =
+      m.CounterFamily("requests_total", "Calls answered, by method, transport and status code.");
   auto& request_duration = m.HistogramFamily("request_duration_seconds",
                                              "From the arrival of a call's message to its answer.");
   for (size_t method = 0; method < kMethods.size(); ++method) {
-    for (int code = 0; code < kStatusCodes; ++code) {
-      m.requests[method][code] =
-          &requests.Add({{"method", kMethods[method]},
-                         {"transport", kTransport},
-                         {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+    for (size_t transport = 0; transport < kTransports.size(); ++transport) {
+      const prometheus::Labels labels = {{"method", kMethods[method]},
+                                         {"transport", kTransports[transport]}};
+      Impl::Calls& calls = m.calls[method][transport];
+      for (int code = 0; code < kStatusCodes; ++code) {
+        prometheus::Labels with_code = labels;
+        with_code["code"] = absl::StatusCodeToString(static_cast<absl::StatusCode>(code));
+        calls.requests[static_cast<size_t>(code)] = &requests.Add(with_code);
+      }
+      calls.duration = &request_duration.Add(labels, RequestSecondsBuckets());
     }
-    m.request_duration[method] = &request_duration.Add(
-        {{"method", kMethods[method]}, {"transport", kTransport}}, RequestSecondsBuckets());
   }
   auto& stages = m.HistogramFamily("stage_duration_seconds",
                                    "Time that answered Attend calls spent in each stage.");
@@ -246,12 +254,13 @@ Metrics::~Metrics() = default;
 
 void Metrics::CallStarted() { impl_->inflight_requests->Increment(); }
 
-void Metrics::CallFinished(Method method, absl::StatusCode code, absl::Duration duration) {
+void Metrics::CallFinished(Method method, Transport transport, absl::StatusCode code,
+                           absl::Duration duration) {
   const int index = static_cast<int>(code);
   const bool known = index >= 0 && index < kStatusCodes;
-  impl_->requests[Index(method)][known ? index : static_cast<int>(absl::StatusCode::kUnknown)]
-      ->Increment();
-  impl_->request_duration[Index(method)]->Observe(absl::ToDoubleSeconds(duration));
+  const Impl::Calls& calls = impl_->calls[Index(method)][Index(transport)];
+  calls.requests[known ? index : static_cast<int>(absl::StatusCode::kUnknown)]->Increment();
+  calls.duration->Observe(absl::ToDoubleSeconds(duration));
   impl_->inflight_requests->Decrement();
 }
 

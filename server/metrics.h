@@ -22,9 +22,12 @@ class Collectable;
 namespace flashbias::server {
 
 enum class Method { kAttend, kGetServerInfo };
+// What a call came over.
+enum class Transport { kTcp, kUnix };
 // kUpload, kKernel and kDownload are parts of kCompute.
 enum class Stage { kReceive, kQueue, kCompute, kUpload, kKernel, kDownload, kSend };
-// kMemory: the answer would exceed the message limit, or the request the memory of a device.
+// kMemory: the answer would exceed the message limit, the request the memory of a device, or host
+// memory is full.
 enum class RejectReason { kQueue, kDeadline, kInvalid, kDraining, kMemory };
 // kReceiving: before the whole message had come.
 enum class CancelWhere { kReceiving, kQueue, kRunning };
@@ -49,7 +52,8 @@ class Metrics {
 
   // A call has begun, and has been answered (with `code`, `duration` after it began).
   void CallStarted();
-  void CallFinished(Method method, absl::StatusCode code, absl::Duration duration);
+  void CallFinished(Method method, Transport transport, absl::StatusCode code,
+                    absl::Duration duration);
 
   void StageFinished(Stage stage, absl::Duration duration);
   void BatchStarted(int64_t requests, int64_t work, int64_t tokens);

@@ -1,5 +1,7 @@
 #include "server/options.h"
 
+#include <sys/un.h>
+
 #include <limits>
 #include <string_view>
 
@@ -20,6 +22,14 @@ absl::Status CheckAddress(const char* name, const std::string& address) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat(name, " is '", address, "'; accepted: host:port, with port 0 to 65535"));
+}
+
+// What a sockaddr_un holds, its final zero left out; empty: no socket.
+absl::Status CheckSocketPath(const char* name, const std::string& path) {
+  constexpr size_t kMaxPath = sizeof(sockaddr_un::sun_path) - 1;
+  if (path.size() <= kMaxPath && path.find('\0') == std::string::npos) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " is '", path, "', ", path.size(),
+                                                 " bytes; accepted: a path of at most ", kMaxPath));
 }
 
 absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {
@@ -43,6 +53,7 @@ absl::Status Validate(const ServerOptions& options) {
   const SchedulerOptions& scheduler = options.scheduler;
   for (const absl::Status& status : {
            CheckAddress("listen_address", options.listen_address),
+           CheckSocketPath("listen_unix", options.listen_unix),
            options.metrics_address.empty()
                ? absl::OkStatus()
                : CheckAddress("metrics_address", options.metrics_address),
@@ -50,6 +61,7 @@ absl::Status Validate(const ServerOptions& options) {
            CheckRange("max_message_bytes", options.max_message_bytes, 1024,
                       std::numeric_limits<int32_t>::max()),
            CheckRange("max_sequences", options.max_sequences, 1, kMaxSequences),
+           CheckRange("copy_threads", options.copy_threads, 0, 64),
            CheckRange("max_concurrent_streams", options.max_concurrent_streams, 1,
                       std::numeric_limits<int32_t>::max()),
            CheckDuration("keepalive_time", options.keepalive_time, absl::Seconds(1)),

@@ -15,7 +15,8 @@
 namespace flashbias::server {
 
 struct ServerOptions {
-  std::string listen_address = "0.0.0.0:8471";   // host:port; port 0 picks a free one
+  std::string listen_address = "0.0.0.0:8471";  // host:port; port 0 picks a free one
+  std::string listen_unix = "";  // path of a unix socket that is served too; empty: none
   std::string metrics_address = "0.0.0.0:8472";  // host:port as above; empty: no metrics endpoint
 
   SchedulerOptions scheduler = {
@@ -30,6 +31,8 @@ struct ServerOptions {
   int64_t max_message_bytes = int64_t{512}
                               << 20;  // of a request and of a response; 1 KiB to 2^31 - 1
   int64_t max_sequences = 65536;      // of one request; 1 to 65536
+  // That copy one large request at once. 0: a quarter of the hardware threads, 1 to 8.
+  int copy_threads = 0;               // 0 to 64
   int max_concurrent_streams = 1024;  // calls at once on one connection; at least 1
 
   absl::Duration keepalive_time = absl::Minutes(1);      // ping a silent client after; at least 1 s

@@ -24,6 +24,8 @@
 #include "server/scheduler.h"
 #include "server/scheduler_thread.h"
 #include "server/service.h"
+#include "server/unix_socket.h"
+#include "wire/transport_options.h"
 
 namespace flashbias::server {
 namespace {
@@ -58,8 +60,8 @@ class Server::Impl {
         Scheduler::Create(options.scheduler, &clock_, &dispatcher_, &metrics_);
     if (!scheduler.ok()) return scheduler.status();
     scheduler_ = *std::move(scheduler);
-    service_ =
-        std::make_unique<Service>(options, WholeInfo(), &clock_, scheduler_.get(), &metrics_);
+    service_ = std::make_unique<Service>(options, WholeInfo(), &backends_[0]->host_allocator(),
+                                         &clock_, scheduler_.get(), &metrics_);
     if (!options.metrics_address.empty()) {
       absl::StatusOr<std::unique_ptr<MetricsEndpoint>> endpoint =
           MetricsEndpoint::Create(options.metrics_address, metrics_);
@@ -86,6 +88,9 @@ class Server::Impl {
     builder.SetOption(ReflectionOption(options.reflection));
     builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
     builder.SetMaxSendMessageSize(static_cast<int>(options.max_message_bytes));
+    for (const wire::ChannelArgument& argument : wire::kTransportArguments) {
+      builder.AddChannelArgument(argument.name, argument.value);
+    }
     // Otherwise a second server on the same port would silently take half of the connections.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_concurrent_streams);
@@ -101,7 +106,20 @@ class Server::Impl {
     builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
     builder.AddListeningPort(options.listen_address, grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(service_.get());
-    grpc_ = builder.BuildAndStart();
+    if (options.listen_unix.empty()) {
+      grpc_ = builder.BuildAndStart();
+    } else {
+      // gRPC would take the path from a server that still uses it.
+      if (absl::Status free = RemoveStaleSocket(options.listen_unix); !free.ok()) return free;
+      builder.AddListeningPort(absl::StrCat("unix:", options.listen_unix),
+                               grpc::InsecureServerCredentials());
+      const OwnerOnlyFiles socket_mode;
+      grpc_ = builder.BuildAndStart();
+      if (grpc_ == nullptr && port_ != 0) {
+        return absl::UnavailableError(
+            absl::StrCat("listen_unix is '", options.listen_unix, "': cannot listen there"));
+      }
+    }
     if (grpc_ == nullptr || port_ == 0) {
       return absl::UnavailableError(absl::StrCat("listen_address is '", options.listen_address,
                                                  "': cannot listen there (taken or not local)"));

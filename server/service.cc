@@ -1,33 +1,36 @@
 #include "server/service.h"
 
+#include <algorithm>
 #include <optional>
+#include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/codec.h"
 #include "server/log.h"
 #include "server/pending_request.h"
+#include "wire/contract.h"
 
 namespace flashbias::server {
 namespace {
 
 // Read by gRPC's retry machinery and by our client.
 constexpr const char* kRetryPushback = "grpc-retry-pushback-ms";
+// When host memory may be free again: about what a batch takes.
+constexpr absl::Duration kMemoryRetryAfter = absl::Milliseconds(100);
 
 grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
 }
 
-v1::DType ToWire(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return v1::DTYPE_FLOAT16;
-    case DType::kBFloat16:
-      return v1::DTYPE_BFLOAT16;
-    case DType::kFloat32:
-      return v1::DTYPE_FLOAT32;
-  }
-  return v1::DTYPE_UNSPECIFIED;
+int CopyThreads(const ServerOptions& options) {
+  if (options.copy_threads > 0) return options.copy_threads;
+  return std::clamp(static_cast<int>(std::thread::hardware_concurrency() / 4), 1, 8);
+}
+
+Transport TransportOf(const grpc::CallbackServerContext& context) {
+  return absl::StartsWith(context.peer(), "unix") ? Transport::kUnix : Transport::kTcp;
 }
 
 RejectReason ReasonOf(const absl::Status& status) {
@@ -69,12 +72,21 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
       Answer(*std::move(refusal));
       return;
     }
-    absl::StatusOr<DecodedAttend> decoded = DecodeAttendRequest(message, service_->limits_);
+    absl::StatusOr<DecodedAttend> decoded;
+    std::optional<absl::Duration> retry_after;
+    absl::StatusOr<ParsedAttend> parsed = ParseAttendRequest(message, service_->limits_);
+    if (parsed.ok()) {
+      decoded =
+          StageAttendRequest(*std::move(parsed), *service_->host_allocator_, &service_->copy_pool_);
+      if (absl::IsResourceExhausted(decoded.status())) retry_after = kMemoryRetryAfter;
+    } else {
+      decoded = parsed.status();
+    }
     const absl::Duration receive = service_->clock_->Now() - arrival_;
     metrics.StageFinished(Stage::kReceive, receive);
     if (!decoded.ok()) {
       metrics.Rejected(ReasonOf(decoded.status()));
-      Answer({.status = decoded.status()});
+      Answer({.status = decoded.status(), .retry_after = retry_after});
       return;
     }
     ticket_ = service_->scheduler_->Enqueue(std::make_unique<PendingRequest>(
@@ -133,7 +145,7 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
                                     absl::StrCat(absl::ToInt64Milliseconds(*outcome.retry_after)));
     }
     const absl::Duration total = service_->clock_->Now() - arrival_;
-    metrics.CallFinished(Method::kAttend, outcome.status.code(), total);
+    metrics.CallFinished(Method::kAttend, TransportOf(*context_), outcome.status.code(), total);
     if (LogEnabled(LogLevel::kDebug)) {
       Log(LogLevel::kDebug, "attend",
           {{"peer", context_->peer()}, {"status", outcome.status.ToString()}, {"duration", total}});
@@ -148,9 +160,15 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
   Ticket ticket_;
 };
 
-Service::Service(const ServerOptions& options, const BackendInfo& backend, const Clock* clock,
-                 Scheduler* scheduler, Metrics* metrics)
-    : backend_(backend), clock_(clock), scheduler_(scheduler), metrics_(metrics) {
+Service::Service(const ServerOptions& options, const BackendInfo& backend,
+                 HostAllocator* host_allocator, const Clock* clock, Scheduler* scheduler,
+                 Metrics* metrics)
+    : backend_(backend),
+      host_allocator_(host_allocator),
+      clock_(clock),
+      scheduler_(scheduler),
+      metrics_(metrics),
+      copy_pool_(CopyThreads(options)) {
   limits_ = {.dtypes = backend_.dtypes,
              .max_head_dim = backend_.max_head_dim,
              .max_rank = backend_.max_rank,
@@ -159,7 +177,8 @@ Service::Service(const ServerOptions& options, const BackendInfo& backend, const
   info_.set_version(FLASHBIAS_VERSION);
   info_.set_backend(backend_.name);
   for (const std::string& device : backend_.devices) info_.add_devices(device);
-  for (const DType dtype : backend_.dtypes) info_.add_dtypes(ToWire(dtype));
+  for (const DType dtype : backend_.dtypes)
+    info_.add_dtypes(static_cast<v1::DType>(wire::ToWire(dtype)));
   info_.set_max_head_dim(backend_.max_head_dim);
   for (const int head_dim : backend_.fast_head_dims) info_.add_fast_head_dims(head_dim);
   info_.set_max_rank(backend_.max_rank);
@@ -188,7 +207,8 @@ grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* co
   const absl::Time arrival = clock_->Now();
   metrics_->CallStarted();
   *response = info_;
-  metrics_->CallFinished(Method::kGetServerInfo, absl::StatusCode::kOk, clock_->Now() - arrival);
+  metrics_->CallFinished(Method::kGetServerInfo, TransportOf(*context), absl::StatusCode::kOk,
+                         clock_->Now() - arrival);
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -20,12 +20,14 @@
 #include "absl/time/time.h"
 #include "flashbias/v1/attention.grpc.pb.h"
 #include "kernels/attention_backend.h"
+#include "kernels/host_memory.h"
 #include "server/attend_validation.h"
 #include "server/clock.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/options.h"
 #include "server/scheduler.h"
+#include "wire/copy_pool.h"
 
 namespace flashbias::server {
 
@@ -33,8 +35,10 @@ class Service final
     : public v1::AttentionService::WithRawCallbackMethod_Attend<
           v1::AttentionService::WithCallbackMethod_GetServerInfo<v1::AttentionService::Service>> {
  public:
-  Service(const ServerOptions& options, const BackendInfo& backend, const Clock* clock,
-          Scheduler* scheduler, Metrics* metrics);
+  // Requests and results lie in memory of `host_allocator`, which must outlive the service and all
+  // that it answered.
+  Service(const ServerOptions& options, const BackendInfo& backend, HostAllocator* host_allocator,
+          const Clock* clock, Scheduler* scheduler, Metrics* metrics);
 
   grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,
                                    const grpc::ByteBuffer* request,
@@ -57,9 +61,11 @@ class Service final
   const BackendInfo backend_;
   AttendLimits limits_;
   v1::GetServerInfoResponse info_;
+  HostAllocator* const host_allocator_;
   const Clock* const clock_;
   Scheduler* const scheduler_;
   Metrics* const metrics_;
+  wire::CopyPool copy_pool_;
 
   Mutex mutex_;
   int64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -8,10 +8,12 @@ set -euo pipefail
 # rule WHERE BUT FORBIDDEN WHY: no file whose path matches WHERE, save those that match BUT, may
 # include a header that matches FORBIDDEN. Extended regular expressions; BUT may be empty.
 wire='^(flashbias/v1/|grpc|google/protobuf|.*\.pb\.h$)'
+# Of wire/, what shows gRPC or protobuf.
+wire_grpc='^wire/(gather|message_reader|message_writer|slice_stream|tensor_reader|transport_options)'
 cuda='^(cuda|cuda_[a-z0-9_]+|device_launch_parameters|mma|cooperative_groups)\.h$|^(cuda|cub|thrust)/'
 check_tree() {
   found=0
-  rule '^kernels/' '' "$wire|^(prometheus|proto|server|client|tests|spdlog|nlohmann)/" \
+  rule '^kernels/' '' "$wire|^(prometheus|proto|wire|server|client|tests|spdlog|nlohmann)/" \
     'kernels know nothing of wire, metrics, server or client'
   rule '^kernels/[^/]*\.h$' '' '^kernels/(cpu|cuda|reference)/' \
     'public headers of kernels/ know no backend'
@@ -20,27 +22,32 @@ check_tree() {
   rule '^kernels/reference/' '' '^kernels/(cpu|cuda)/|^kernels/skip_table\.h' \
     'the reference shares no code with what it judges'
   rule '^(kernels/)' '^kernels/cpu/' '^(hwy|tbb|oneapi)/' 'SIMD and threads stay in kernels/cpu'
-  rule '^(kernels|server|client)/' '^kernels/cuda/' "$cuda" 'CUDA stays in kernels/cuda'
+  rule '^(kernels|wire|server|client)/' '^kernels/cuda/' "$cuda" 'CUDA stays in kernels/cuda'
   rule '^kernels/cuda/' '' '^kernels/(cpu|reference)/' 'a backend knows no other'
   rule '^kernels/cpu/' '' '^kernels/(cuda|reference)/' 'a backend knows no other'
   rule '' '^kernels/cuda/.*\.cuh?$' '\.cuh$' 'device code stays in .cu and .cuh files'
   rule '^server/' '' '^(kernels/[^/]*/|client/|tests/|hwy/|tbb/|oneapi/)' \
     'the server sees kernels/*.h only'
-  rule '^server/' '^server/(service|codec|server|health|reflection)\.(h|cc)$' "$wire" \
-    'gRPC and protobuf stay in service, codec and what wires the gRPC server'
+  rule '^server/' '^server/(service|codec|attend_reader|server|health|reflection)\.(h|cc)$' \
+    "$wire|$wire_grpc" \
+    'gRPC and protobuf stay in service, codec, attend_reader and what wires the gRPC server'
+  rule '^wire/' '' '^(kernels/|server/|client/|tests/|prometheus/|hwy/|tbb/|oneapi/)|\.pb\.h$' \
+    'wire/ knows the contract, no generated class and nobody who uses it' '^kernels/dtype\.h$'
+  rule '^wire/(tensor_field|contract|copy_pool)\.(h|cc)$' '' "$wire|$wire_grpc" \
+    'what the gRPC-free core includes is free of gRPC'
   rule '^server/' '^server/(metrics|metrics_endpoint)\.(h|cc)$' '^prometheus/' \
     'prometheus-cpp stays in metrics'
   rule '^server/' '^server/log\.(h|cc)$' '^spdlog/' 'spdlog stays in log'
   rule '^client/' '^client/load/' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
-    'the client sees proto, kernels/dtype.h and kernels/alibi.h only' \
+    'the client sees proto, wire, kernels/dtype.h and kernels/alibi.h only' \
     '^kernels/(dtype|alibi)\.h$'
   rule '^client/load/' '' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
     'the load generator sees the reference beside what the client sees' \
     '^kernels/((dtype|alibi|attention_problem)\.h$|reference/)'
   rule '^client/(attention_client|attention_types|cancellation|retry_policy)\.h$' '' \
-    "$wire|^client/(wire_codec|channel_pool|retrying_call)" \
+    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|tensor_loans)" \
     'public headers of the client show neither protobuf nor gRPC'
-  rule '^client/(call|load|flags)/' '' "$wire" 'the programs use the client library, not the wire'
+  rule '^client/(call|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
   return "$found"
 }
 
@@ -61,7 +68,7 @@ rule() {
 # file:line:header of every include below the current folder.
 list_includes() {
   grep -rnE --include='*.h' --include='*.cc' --include='*.cu' --include='*.cuh' \
-    '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' kernels server client 2>/dev/null |
+    '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' kernels wire server client 2>/dev/null |
     sed -E 's/^([^:]*):([0-9]+):[^"<]*["<]([^">]*)[">].*$/\1:\2:\3/'
 }
 
@@ -81,7 +88,7 @@ self_test() {
   trap 'rm -rf "$tree"' EXIT
   expect() {  # expect pass|fail FILE HEADER
     rm -rf "$tree"/*
-    mkdir -p "$tree/kernels" "$tree/server" "$tree/client" "$tree/$(dirname "$2")"
+    mkdir -p "$tree/kernels" "$tree/wire" "$tree/server" "$tree/client" "$tree/$(dirname "$2")"
     echo '#include <vector>' >"$tree/kernels/plain.h"
     echo "#include \"$3\"" >>"$tree/$2"
     local result=pass
@@ -123,6 +130,17 @@ self_test() {
   expect fail server/scheduler.cc prometheus/counter.h
   expect pass server/metrics.cc prometheus/counter.h
   expect fail server/scheduler.cc spdlog/spdlog.h
+  expect pass server/attend_reader.cc wire/message_reader.h
+  expect fail server/scheduler.cc wire/gather.h
+  expect pass server/attend_validation.cc wire/contract.h
+  expect fail kernels/a.cc wire/contract.h
+  expect pass wire/message_reader.h grpcpp/support/slice.h
+  expect fail wire/tensor_field.h grpcpp/support/slice.h
+  expect fail wire/a.cc flashbias/v1/attention.pb.h
+  expect fail wire/a.cc kernels/attention_problem.h
+  expect fail wire/a.cc server/batch.h
+  expect fail client/attention_types.h wire/contract.h
+  expect fail client/load/a.cc wire/contract.h
   expect pass client/wire_codec.h flashbias/v1/attention.pb.h
   expect pass client/attention_types.h kernels/dtype.h
   expect fail client/attention_types.h kernels/attention_problem.h

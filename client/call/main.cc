@@ -18,7 +18,7 @@
 
 using List = std::vector<std::string>;
 
-ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port");
+ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port or unix:PATH");
 ABSL_FLAG(std::string, q, "", ".npy file of q, [total_q, heads, head_dim]");
 ABSL_FLAG(std::string, k, "", ".npy file of k, [total_kv, kv_heads, head_dim]");
 ABSL_FLAG(std::string, v, "", ".npy file of v, [total_kv, kv_heads, head_dim]");

@@ -28,7 +28,7 @@
 #include "client/load/verifier.h"
 #include "client/load/workload.h"
 
-ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port");
+ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port or unix:PATH");
 ABSL_FLAG(int, concurrency, 8, "requests in flight, 1 to 1024");
 ABSL_FLAG(int, connections, 1, "TCP connections, 1 to 256");
 ABSL_FLAG(int64_t, heads, 50, "heads of q");

@@ -84,7 +84,7 @@ class CpuBackend final : public AttentionBackend {
   }
 
   const BackendInfo& info() const override { return info_; }
-  HostAllocator& host_allocator() override { return host_allocator_; }
+  HostAllocator& host_allocator() override { return *host_allocator_; }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {
@@ -224,7 +224,7 @@ class CpuBackend final : public AttentionBackend {
   }
 
   const BackendInfo info_;
-  HeapAllocator host_allocator_;
+  const std::shared_ptr<HeapAllocator> host_allocator_ = std::make_shared<HeapAllocator>();
   // Touched only while a run computes, that is by one run at a time.
   std::vector<Workspace> workspaces_;  // one per worker
   cpu::PackedBuffer packed_buffer_;

@@ -13,8 +13,8 @@
 // After an error from which the device does not recover, the runs that meet it and all later ones
 // fail with INTERNAL, at once, and health() says why. Other errors fail their run only.
 //
-// Thread-safety: as AttentionBackend. The destructor waits for runs in flight; everything that was
-// allocated by host_allocator() must be gone by then.
+// Thread-safety: as AttentionBackend. The destructor waits for runs in flight; the pool lives as
+// long as its blocks.
 #ifndef FLASHBIAS_KERNELS_CUDA_CUDA_BACKEND_H_
 #define FLASHBIAS_KERNELS_CUDA_CUDA_BACKEND_H_
 

@@ -6,8 +6,7 @@
 // up to 256 KiB are cut from slabs of 2 MiB. Where the bound is reached, idle memory of other
 // classes makes room; nothing else ever frees.
 //
-// Thread-safety: as HostAllocator, and Contains from any thread. Blocks must be gone before the
-// pool.
+// Thread-safety: as HostAllocator, and Contains from any thread.
 #ifndef FLASHBIAS_KERNELS_CUDA_PINNED_POOL_H_
 #define FLASHBIAS_KERNELS_CUDA_PINNED_POOL_H_
 

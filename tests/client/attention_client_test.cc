@@ -16,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/client/fake_server.h"
+#include "tests/client/stalled_server.h"
 
 namespace flashbias::client {
 namespace {
@@ -491,6 +492,72 @@ TEST(AttentionClientTest, AnswersThatDoNotFitTheRequestAreInternal) {
     EXPECT_EQ(result.status().code(), absl::StatusCode::kInternal) << n;
     EXPECT_THAT(std::string(result.status().message()), HasSubstr("the server answered")) << n;
   }
+}
+
+TEST(AttentionClientTest, AnswersGoWhereTheCallerSays) {
+  FakeServer server(EchoHandler());
+  const auto client = Connect(server);
+  TestRequest test;
+  test.request.want_lse = true;
+  std::vector<char> o(test.q.size() * sizeof(float), '?');
+  std::vector<float> lse(3 * 4, -1);
+  CallOptions options;
+  options.result = {.o = absl::MakeSpan(o), .lse = absl::MakeSpan(lse)};
+  const auto result = client->Attend(test.request, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(0, std::memcmp(o.data(), test.q.data(), o.size()));
+  EXPECT_EQ(lse[11], 11.0f);
+  EXPECT_TRUE(result->o.empty());
+  EXPECT_TRUE(result->lse.empty());
+  EXPECT_EQ(result->shape, (std::vector<int64_t>{3, 4, 8}));
+
+  options.result.o = absl::MakeSpan(o.data(), o.size() - 1);
+  absl::Status status = client->Attend(test.request, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("result.o has 383 bytes; accepted: 384"), HasSubstr("[3, 4, 8]")));
+  options.result = {.lse = absl::MakeSpan(lse.data(), 11)};
+  status = client->Attend(test.request, options).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("result.lse has 11 values; accepted: 12"));
+  test.request.want_lse = false;
+  status = client->Attend(test.request, options).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("because want_lse is false"));
+  EXPECT_EQ(server.calls(), 1) << "nothing was sent";
+}
+
+// A request that no socket buffer holds, for a server that reads nothing.
+class StalledServerTest : public testing::Test {
+ protected:
+  StalledServerTest() {
+    auto client =
+        AttentionClient::Create({.target = server_.target(), .retry = {.max_attempts = 1}});
+    EXPECT_TRUE(client.ok()) << client.status();
+    client_ = *std::move(client);
+  }
+
+  StalledServer server_;
+  std::vector<float> tensor_ = std::vector<float>(16 << 20, 0.5f);
+  const std::vector<int64_t> shape_ = {1 << 14, 8, 128};
+  const AttendRequest request_ = {.q = {.shape = shape_, .data = tensor_.data()},
+                                  .k = {.shape = shape_, .data = tensor_.data()},
+                                  .v = {.shape = shape_, .data = tensor_.data()},
+                                  .mask = MaskKind::kCausal};
+  std::unique_ptr<AttentionClient> client_;
+};
+
+TEST_F(StalledServerTest, ACallEndsOnlyWhenItsMemoryIsFree) {
+  absl::Notification ended;
+  absl::Status status;
+  client_->AttendAsync(request_, {.timeout = absl::Milliseconds(200)},
+                       [&](absl::StatusOr<AttendResult> result) {
+                         status = result.status();
+                         ended.Notify();
+                       });
+  EXPECT_FALSE(ended.WaitForNotificationWithTimeout(absl::Seconds(1)))
+      << "the socket still has the caller's memory to send: " << status;
+  server_.Stop();
+  ASSERT_TRUE(ended.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
 }
 
 TEST(AttentionClientTest, GetServerInfo) {

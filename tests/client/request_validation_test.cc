@@ -214,11 +214,10 @@ TEST(RequestValidationTest, ResultsMustFitTheRequest) {
   request.want_lse = true;
   const absl::StatusOr<RequestSummary> summary = SummarizeRequest(request);
   ASSERT_TRUE(summary.ok());
-  AttendResult good{.dtype = DType::kFloat16, .shape = {6, 4, 8}};
-  good.o.resize(2 * 6 * 4 * 8);
-  good.lse.resize(6 * 4);
-  EXPECT_TRUE(CheckResult(*summary, good).ok());
-  const std::vector<std::function<void(AttendResult&)>> faults = {
+  const AnswerSummary good{
+      .dtype = DType::kFloat16, .shape = {6, 4, 8}, .o_bytes = 2 * 6 * 4 * 8, .lse_values = 6 * 4};
+  EXPECT_TRUE(CheckAnswer(*summary, good).ok());
+  const std::vector<std::function<void(AnswerSummary&)>> faults = {
       [](auto& r) { r.dtype = DType::kBFloat16; },
       [](auto& r) {
         r.shape = {6, 8, 4};
@@ -226,14 +225,14 @@ TEST(RequestValidationTest, ResultsMustFitTheRequest) {
       [](auto& r) {
         r.shape = {6, 4};
       },
-      [](auto& r) { r.o.pop_back(); },
-      [](auto& r) { r.o.push_back('x'); },
-      [](auto& r) { r.lse.pop_back(); },
-      [](auto& r) { r.lse.clear(); }};
+      [](auto& r) { --r.o_bytes; },
+      [](auto& r) { ++r.o_bytes; },
+      [](auto& r) { --r.lse_values; },
+      [](auto& r) { r.lse_values = 0; }};
   for (const auto& fault : faults) {
-    AttendResult bad = good;
+    AnswerSummary bad = good;
     fault(bad);
-    EXPECT_EQ(CheckResult(*summary, bad).code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(CheckAnswer(*summary, bad).code(), absl::StatusCode::kInternal);
   }
 }
 

@@ -81,7 +81,7 @@ class ServiceTest : public ::testing::Test {
 
 std::string RequestsTotal(const std::string& method, const std::string& code) {
   return absl::StrCat("flashbias_requests_total{code=\"", code, "\",method=\"", method,
-                      "\",transport=\"grpc\"}");
+                      "\",transport=\"tcp\"}");
 }
 
 TEST_F(ServiceTest, GoldenVectors) {
@@ -177,7 +177,7 @@ TEST_F(ServiceTest, ManyClientsGetTheirOwnAnswersAndAreCounted) {
   EXPECT_EQ(metrics["flashbias_request_bytes_count"], kCalls);
   EXPECT_EQ(metrics["flashbias_response_bytes_count"], kCalls);
   EXPECT_EQ(
-      metrics["flashbias_request_duration_seconds_count{method=\"Attend\",transport=\"grpc\"}"],
+      metrics["flashbias_request_duration_seconds_count{method=\"Attend\",transport=\"tcp\"}"],
       kCalls);
   for (const char* stage :
        {"receive", "queue", "compute", "upload", "kernel", "download", "send"}) {
@@ -207,7 +207,7 @@ TEST_F(ServiceTest, PhasesAddUpToTheTotal) {
   OwnedProblem owned = Materialise(c);
   const auto client = NewClient();
   const char* const total_name =
-      "flashbias_request_duration_seconds_sum{method=\"Attend\",transport=\"grpc\"}";
+      "flashbias_request_duration_seconds_sum{method=\"Attend\",transport=\"tcp\"}";
   double before = 0;
   std::string report;
   // Other programs may take the processor from one of the threads between two phases.

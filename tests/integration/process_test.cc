@@ -321,8 +321,8 @@ TEST_F(ProcessTest, LoadVerifiesItsAnswers) {
   EXPECT_THAT(*report, HasSubstr("p99"));
   absl::StatusOr<Samples> samples = Scrape(metrics_port_);
   ASSERT_TRUE(samples.ok()) << samples.status();
-  EXPECT_EQ(
-      (*samples)["flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"grpc\"}"], 40);
+  EXPECT_EQ((*samples)["flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"tcp\"}"],
+            40);
 }
 
 TEST_F(ProcessTest, LoadFailsWhenNothingListens) {

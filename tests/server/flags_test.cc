@@ -40,6 +40,7 @@ TEST_F(FlagsTest, DefaultsAreThoseOfTheOptions) {
 
 TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("listen_address", "127.0.0.1:1");
+  Set("listen_unix", "/tmp/socket");
   Set("metrics_address", "127.0.0.1:2");
   Set("port_file", "/tmp/ports");
   Set("reflection", "false");
@@ -57,6 +58,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("max_batch_requests", "9");
   Set("max_message_bytes", "1025");
   Set("max_sequences", "11");
+  Set("copy_threads", "17");
   Set("max_concurrent_streams", "12");
   Set("keepalive_time", "13s");
   Set("keepalive_timeout", "14s");
@@ -68,6 +70,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   ASSERT_TRUE(options.ok()) << options.status();
   const ServerOptions& server = options->server;
   EXPECT_EQ(server.listen_address, "127.0.0.1:1");
+  EXPECT_EQ(server.listen_unix, "/tmp/socket");
   EXPECT_EQ(server.metrics_address, "127.0.0.1:2");
   EXPECT_EQ(options->port_file, "/tmp/ports");
   EXPECT_FALSE(server.reflection);
@@ -85,6 +88,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_EQ(server.scheduler.batch.max_requests, 9);
   EXPECT_EQ(server.max_message_bytes, 1025);
   EXPECT_EQ(server.max_sequences, 11);
+  EXPECT_EQ(server.copy_threads, 17);
   EXPECT_EQ(server.max_concurrent_streams, 12);
   EXPECT_EQ(server.keepalive_time, absl::Seconds(13));
   EXPECT_EQ(server.keepalive_timeout, absl::Seconds(14));

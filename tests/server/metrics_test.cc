@@ -41,10 +41,10 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
     EXPECT_THAT(text, HasSubstr(std::string("# TYPE ") + type + "\n"));
   }
   for (const char* line : {
-           "flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"grpc\"} 0",
+           "flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"tcp\"} 0",
            "flashbias_requests_total{code=\"INVALID_ARGUMENT\",method=\"GetServerInfo\","
-           "transport=\"grpc\"} 0",
-           "flashbias_request_duration_seconds_count{method=\"Attend\",transport=\"grpc\"} 0",
+           "transport=\"tcp\"} 0",
+           "flashbias_request_duration_seconds_count{method=\"Attend\",transport=\"tcp\"} 0",
            "flashbias_stage_duration_seconds_count{stage=\"receive\"} 0",
            "flashbias_stage_duration_seconds_count{stage=\"queue\"} 0",
            "flashbias_stage_duration_seconds_count{stage=\"compute\"} 0",
@@ -69,12 +69,13 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
 
 TEST(MetricsTest, RequestBucketsReachFromHundredMicrosecondsToAMinute) {
   Metrics metrics("1", "cpu");
-  metrics.CallFinished(Method::kAttend, absl::StatusCode::kOk, absl::Microseconds(100));
-  metrics.CallFinished(Method::kAttend, absl::StatusCode::kOk, absl::Seconds(59));
-  metrics.CallFinished(Method::kAttend, absl::StatusCode::kOk, absl::Seconds(61));
+  metrics.CallFinished(Method::kAttend, Transport::kTcp, absl::StatusCode::kOk,
+                       absl::Microseconds(100));
+  metrics.CallFinished(Method::kAttend, Transport::kTcp, absl::StatusCode::kOk, absl::Seconds(59));
+  metrics.CallFinished(Method::kAttend, Transport::kTcp, absl::StatusCode::kOk, absl::Seconds(61));
   const std::string text = metrics.Serialize();
   const std::string bucket =
-      "flashbias_request_duration_seconds_bucket{method=\"Attend\",transport=\"grpc\",le=";
+      "flashbias_request_duration_seconds_bucket{method=\"Attend\",transport=\"tcp\",le=";
   EXPECT_THAT(text, HasSubstr(bucket + "\"0.0001\"} 1\n"));
   EXPECT_THAT(text, HasSubstr(bucket + "\"60\"} 2\n"));
   EXPECT_THAT(text, HasSubstr(bucket + "\"+Inf\"} 3\n"));
@@ -97,8 +98,10 @@ TEST(MetricsTest, EverythingIsCountedWhereItBelongs) {
   metrics.CallStarted();
   metrics.CallStarted();
   EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_inflight_requests 2\n"));
-  metrics.CallFinished(Method::kAttend, absl::StatusCode::kOk, absl::Milliseconds(2));
-  metrics.CallFinished(Method::kGetServerInfo, absl::StatusCode::kUnavailable, absl::Seconds(1));
+  metrics.CallFinished(Method::kAttend, Transport::kTcp, absl::StatusCode::kOk,
+                       absl::Milliseconds(2));
+  metrics.CallFinished(Method::kGetServerInfo, Transport::kTcp, absl::StatusCode::kUnavailable,
+                       absl::Seconds(1));
   metrics.StageFinished(Stage::kQueue, absl::Milliseconds(500));
   metrics.BatchStarted(3, 4000, 50);
   metrics.Rejected(RejectReason::kMemory);
@@ -110,10 +113,10 @@ TEST(MetricsTest, EverythingIsCountedWhereItBelongs) {
   const std::string text = metrics.Serialize();
   for (const char* line : {
            "flashbias_inflight_requests 0",
-           "flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"grpc\"} 1",
+           "flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"tcp\"} 1",
            "flashbias_requests_total{code=\"UNAVAILABLE\",method=\"GetServerInfo\","
-           "transport=\"grpc\"} 1",
-           "flashbias_request_duration_seconds_sum{method=\"Attend\",transport=\"grpc\"} 0.002",
+           "transport=\"tcp\"} 1",
+           "flashbias_request_duration_seconds_sum{method=\"Attend\",transport=\"tcp\"} 0.002",
            "flashbias_stage_duration_seconds_sum{stage=\"queue\"} 0.5",
            "flashbias_batch_requests_sum 3",
            "flashbias_batch_work_sum 4000",

@@ -5,6 +5,7 @@
 #ifndef FLASHBIAS_TESTS_SERVER_PUPPET_BACKEND_H_
 #define FLASHBIAS_TESTS_SERVER_PUPPET_BACKEND_H_
 
+#include <atomic>
 #include <cassert>
 #include <cstdint>
 #include <deque>
@@ -71,6 +72,8 @@ class PuppetBackend final : public AttentionBackend {
     MutexLock lock(&mutex_);
     return usage_;
   }
+  // With full on, host memory is refused.
+  void set_memory_full(bool full) { host_allocator_.full = full; }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {
@@ -116,6 +119,14 @@ class PuppetBackend final : public AttentionBackend {
   }
 
  private:
+  class Memory final : public HeapAllocator {
+   public:
+    absl::StatusOr<HostBlock> Allocate(size_t bytes) override {
+      if (full) return absl::ResourceExhaustedError("the puppet's memory is full");
+      return HeapAllocator::Allocate(bytes);
+    }
+    std::atomic<bool> full = false;
+  };
   struct RunInFlight {
     absl::Span<const AttentionProblem> problems;
     absl::Span<ProblemStats> stats;
@@ -154,7 +165,7 @@ class PuppetBackend final : public AttentionBackend {
   }
 
   BackendInfo info_;
-  HeapAllocator host_allocator_;
+  Memory host_allocator_;
   mutable Mutex mutex_;
   bool automatic_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status health_ ABSL_GUARDED_BY(mutex_);

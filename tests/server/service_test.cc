@@ -3,8 +3,13 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <fstream>
 #include <future>
 #include <map>
 #include <memory>
@@ -344,7 +349,7 @@ TEST_F(ServiceTest, ACallThatDiesWhileItsMessageArrivesIsNoInvalidOne) {
   }
   AwaitMetric("flashbias_inflight_requests 0");
   AwaitMetric(
-      "flashbias_requests_total{code=\"INVALID_ARGUMENT\",method=\"Attend\",transport=\"grpc\"} "
+      "flashbias_requests_total{code=\"INVALID_ARGUMENT\",method=\"Attend\",transport=\"tcp\"} "
       "0");
   AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} 0");
   const std::string text = HttpGet(server_->metrics_port(), "/metrics");
@@ -412,6 +417,22 @@ TEST_F(ServiceTest, AFullQueueSaysWhenToComeAgain) {
   backend_->EndRun();
   EXPECT_TRUE(running.get().status.ok());
   EXPECT_TRUE(waiting.get().status.ok());
+}
+
+TEST_F(ServiceTest, WithoutHostMemoryARequestMayComeAgain) {
+  options_.metrics_address = "127.0.0.1:0";
+  Start();
+  backend_->set_automatic(true);
+  backend_->set_memory_full(true);
+  const CallResult refused = Attend(Request());
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("the puppet's memory is full"));
+  const auto pushback = refused.trailers.find("grpc-retry-pushback-ms");
+  ASSERT_NE(pushback, refused.trailers.end());
+  EXPECT_GE(std::stoi(pushback->second), 10);
+  AwaitMetric("flashbias_rejected_total{reason=\"memory\"} 1");
+  backend_->set_memory_full(false);
+  EXPECT_TRUE(Attend(Request()).status.ok());
 }
 
 TEST_F(ServiceTest, AMessageBeyondTheLimitIsRefusedWithTheLimit) {
@@ -587,6 +608,81 @@ TEST_F(ServiceTest, ATakenPortIsAnError) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(options.listen_address));
 }
 
+class UnixSocketTest : public ServiceTest {
+ protected:
+  UnixSocketTest() { options_.listen_unix = path_; }
+  ~UnixSocketTest() override { unlink(path_.c_str()); }
+
+  // What Attend gives over the socket.
+  grpc::Status AttendThere() {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    channel_ =
+        grpc::CreateCustomChannel("unix:" + path_, grpc::InsecureChannelCredentials(), arguments);
+    stub_ = v1::AttentionService::NewStub(channel_);
+    return Attend(Request()).status;
+  }
+  absl::Status SecondServer() {
+    return Server::Create(options_, std::make_unique<PuppetBackend>(1)).status();
+  }
+
+  const std::string path_ = testing::TempDir() + "/service_test." + std::to_string(getpid());
+};
+
+TEST_F(UnixSocketTest, IsServedBesideTcpForItsOwnerOnly) {
+  options_.metrics_address = "127.0.0.1:0";
+  Start();
+  backend_->set_automatic(true);
+  struct stat file = {};
+  ASSERT_EQ(stat(path_.c_str(), &file), 0);
+  EXPECT_TRUE(S_ISSOCK(file.st_mode));
+  EXPECT_EQ(file.st_mode & 0777, 0600u);
+  EXPECT_TRUE(Attend(Request()).status.ok());
+  EXPECT_TRUE(AttendThere().ok());
+  AwaitMetric("flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"unix\"} 1");
+  AwaitMetric("flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"tcp\"} 1");
+  server_.reset();
+  EXPECT_NE(stat(path_.c_str(), &file), 0) << "the socket goes with its server";
+}
+
+TEST_F(UnixSocketTest, OneThatADeadServerLeftIsReplaced) {
+  const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  path_.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  ASSERT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  close(fd);
+  Start();
+  backend_->set_automatic(true);
+  EXPECT_TRUE(AttendThere().ok());
+}
+
+TEST_F(UnixSocketTest, OneThatIsServedIsAnError) {
+  Start();
+  backend_->set_automatic(true);
+  const absl::Status status = SecondServer();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(path_), HasSubstr("a server")));
+  EXPECT_TRUE(AttendThere().ok()) << "the first server keeps its socket";
+}
+
+TEST_F(UnixSocketTest, AFileThatIsNoSocketIsAnErrorAndStays) {
+  std::ofstream(path_) << "precious";
+  const absl::Status status = SecondServer();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no socket"));
+  std::string text;
+  std::ifstream(path_) >> text;
+  EXPECT_EQ(text, "precious");
+}
+
+TEST_F(UnixSocketTest, AFolderThatIsNotThereIsAnError) {
+  options_.listen_unix = path_ + "/no/folder";
+  const absl::Status status = SecondServer();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("listen_unix"));
+}
+
 TEST_F(ServiceTest, BadOptionsAreAnError) {
   options_.max_message_bytes = 0;
   EXPECT_EQ(Server::Create(options_, std::make_unique<PuppetBackend>(1)).status().code(),
@@ -609,12 +705,11 @@ TEST_F(ServiceTest, WhatHappensIsCounted) {
   grpc::ClientContext context;
   v1::GetServerInfoResponse info;
   ASSERT_TRUE(stub_->GetServerInfo(&context, {}, &info).ok());
-  const std::string labels = "method=\"Attend\",transport=\"grpc\"} ";
+  const std::string labels = "method=\"Attend\",transport=\"tcp\"} ";
   const size_t bytes = request.ByteSizeLong() + bad.ByteSizeLong();
   AwaitMetric("flashbias_requests_total{code=\"OK\"," + labels + "1");
   AwaitMetric("flashbias_requests_total{code=\"INVALID_ARGUMENT\"," + labels + "1");
-  AwaitMetric(
-      "flashbias_requests_total{code=\"OK\",method=\"GetServerInfo\",transport=\"grpc\"} 1");
+  AwaitMetric("flashbias_requests_total{code=\"OK\",method=\"GetServerInfo\",transport=\"tcp\"} 1");
   AwaitMetric("flashbias_request_duration_seconds_count{" + labels + "2");
   AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} 1");
   AwaitMetric("flashbias_stage_duration_seconds_count{stage=\"receive\"} 2");

@@ -1,0 +1,113 @@
+#include "server/attend_reader.h"
+
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "server/attend_validation.h"
+#include "wire/contract.h"
+#include "wire/message_reader.h"
+#include "wire/tensor_reader.h"
+
+namespace flashbias::server {
+namespace {
+
+using wire::AlibiNumber;
+using wire::LowRankNumber;
+using wire::MessageReader;
+using wire::RequestNumber;
+
+// One more than is legal, so that validation says how many came.
+constexpr size_t kMaxEntries = kMaxSequences + 1;
+
+void ReadAlibi(MessageReader* reader, AttendFields* fields) {
+  reader->ReadMessage([&] {
+    // Of a oneof only the member that came last counts.
+    fields->phi_q = {};
+    fields->phi_k = {};
+    fields->bias = WireBias::kAlibi;
+    while (reader->Next()) {
+      if (reader->field() == AlibiNumber::kSlopes) {
+        wire::ReadTensor("alibi.slopes.shape", reader, &fields->slopes);
+      } else {
+        reader->Skip();
+      }
+    }
+  });
+}
+
+void ReadLowRank(MessageReader* reader, AttendFields* fields) {
+  reader->ReadMessage([&] {
+    fields->slopes = {};
+    fields->bias = WireBias::kLowRank;
+    while (reader->Next()) {
+      switch (reader->field()) {
+        case LowRankNumber::kPhiQ:
+          wire::ReadTensor("low_rank.phi_q.shape", reader, &fields->phi_q);
+          break;
+        case LowRankNumber::kPhiK:
+          wire::ReadTensor("low_rank.phi_k.shape", reader, &fields->phi_k);
+          break;
+        default:
+          reader->Skip();
+      }
+    }
+  });
+}
+
+void ReadOptionalFloat(MessageReader* reader, std::optional<float>* value) {
+  float read = 0;
+  if (reader->ReadFloat(&read)) *value = read;
+}
+
+void ReadField(MessageReader* reader, AttendFields* fields) {
+  switch (reader->field()) {
+    case RequestNumber::kQLens:
+      return reader->ReadRepeated("q_lens", kMaxEntries, &fields->q_lens);
+    case RequestNumber::kKvLens:
+      return reader->ReadRepeated("kv_lens", kMaxEntries, &fields->kv_lens);
+    case RequestNumber::kMask:
+      reader->ReadEnum(&fields->mask);
+      return;
+    case RequestNumber::kLeftWindow:
+      reader->ReadVarint(&fields->left_window);
+      return;
+    case RequestNumber::kQueryStart:
+      return reader->ReadRepeatedZigzag("query_start", kMaxEntries, &fields->query_start);
+    case RequestNumber::kKeyStart:
+      return reader->ReadRepeatedZigzag("key_start", kMaxEntries, &fields->key_start);
+    case RequestNumber::kSoftmaxScale:
+      return ReadOptionalFloat(reader, &fields->softmax_scale);
+    case RequestNumber::kEps:
+      return ReadOptionalFloat(reader, &fields->eps);
+    case RequestNumber::kWantLse:
+      reader->ReadBool(&fields->want_lse);
+      return;
+    case RequestNumber::kAlibi:
+      return ReadAlibi(reader, fields);
+    case RequestNumber::kLowRank:
+      return ReadLowRank(reader, fields);
+    case RequestNumber::kQ:
+      return wire::ReadTensor("q.shape", reader, &fields->q);
+    case RequestNumber::kK:
+      return wire::ReadTensor("k.shape", reader, &fields->k);
+    case RequestNumber::kV:
+      return wire::ReadTensor("v.shape", reader, &fields->v);
+    default:
+      return reader->Skip();
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<AttendFields> ReadAttendRequest(absl::Span<const grpc::Slice> slices) {
+  AttendFields fields;
+  MessageReader reader(slices);
+  while (reader.Next()) ReadField(&reader, &fields);
+  if (reader.ok()) return fields;
+  size_t bytes = 0;
+  for (const grpc::Slice& slice : slices) bytes += slice.size();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the message of ", bytes, " bytes is no flashbias.v1.AttendRequest: ", reader.error()));
+}
+
+}  // namespace flashbias::server

@@ -1,0 +1,236 @@
+// What the way from a caller to the server and back costs when nothing is computed: the service and
+// its client beside a plain service of the generated classes and a bare ByteBuffer echo, in turns
+// within one run, over loopback TCP and a unix socket. tests/bench/README.md says what is printed.
+#include <malloc.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "nlohmann/json.hpp"
+#include "tests/bench/transport_subject.h"
+
+ABSL_FLAG(std::vector<std::string>, sizes_kb,
+          (std::vector<std::string>{"64", "1024", "4096", "16384", "65536"}),
+          "Bytes of q, k and v together, in KiB. o has a third of them.");
+ABSL_FLAG(std::vector<std::string>, concurrency, (std::vector<std::string>{"1", "4", "8"}),
+          "Callers at once.");
+ABSL_FLAG(std::vector<std::string>, transports, (std::vector<std::string>{"tcp", "unix"}),
+          "tcp, unix.");
+ABSL_FLAG(std::vector<std::string>, subjects,
+          (std::vector<std::string>{"generated", "echo", "service"}),
+          "generated, echo, service; ratios need the peers.");
+ABSL_FLAG(int, connections, 2, "Connections of a client.");
+ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
+ABSL_FLAG(int, rounds, 3, "Turns that each subject gets for each figure.");
+ABSL_FLAG(absl::Duration, round, absl::Seconds(1), "Length of one turn.");
+ABSL_FLAG(bool, tune_malloc, true, "Keep freed memory, as flashbias-server does.");
+ABSL_FLAG(std::vector<std::string>, channel_arguments, {},
+          "name=value settings of the echo, for trying them out.");
+ABSL_FLAG(std::string, json, "", "File for the figures as JSON. Empty: none.");
+
+namespace flashbias::bench {
+namespace {
+
+double CpuSeconds() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+// All turns of one subject in one setting.
+struct Figures {
+  std::vector<double> latencies_ms;
+  double wall_seconds = 0;
+  double cpu_seconds = 0;
+
+  double Percentile(double share) {
+    if (latencies_ms.empty()) return 0;
+    const auto at = static_cast<size_t>(share * static_cast<double>(latencies_ms.size() - 1));
+    std::nth_element(latencies_ms.begin(), latencies_ms.begin() + static_cast<ptrdiff_t>(at),
+                     latencies_ms.end());
+    return latencies_ms[at];
+  }
+  double Count() const { return static_cast<double>(latencies_ms.size()); }
+};
+
+absl::Status Turn(TransportSubject* subject, int lanes, absl::Duration length, Figures* figures) {
+  const double cpu_before = CpuSeconds();
+  const absl::Time begin = absl::Now();
+  const absl::Time end = begin + length;
+  absl::Mutex mutex;
+  absl::Status first_error;
+  std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(lanes));
+  for (int lane = 0; lane < lanes; ++lane) {
+    threads.emplace_back([&, lane] {
+      std::vector<double> latencies_ms;
+      absl::Status status;
+      while (status.ok() && absl::Now() < end) {
+        const absl::Time start = absl::Now();
+        status = subject->Call(lane);
+        latencies_ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start));
+      }
+      const absl::MutexLock lock(&mutex);
+      first_error.Update(status);
+      figures->latencies_ms.insert(figures->latencies_ms.end(), latencies_ms.begin(),
+                                   latencies_ms.end());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  figures->wall_seconds += absl::ToDoubleSeconds(absl::Now() - begin);
+  figures->cpu_seconds += CpuSeconds() - cpu_before;
+  return first_error;
+}
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> Make(const std::string& name,
+                                                       const TransportSetup& setup) {
+  if (name == "generated") return MakeGeneratedSubject(setup);
+  if (name == "echo") return MakeEchoSubject(setup);
+  if (name == "service") return MakeServiceSubject(setup);
+  return absl::InvalidArgumentError(
+      absl::StrCat("subjects has '", name, "'; accepted: generated, echo, service"));
+}
+
+// One line for each subject; appends to `json`.
+absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
+                     nlohmann::json* json) {
+  const std::vector<std::string> names = absl::GetFlag(FLAGS_subjects);
+  TransportSetup setup = {
+      .connections = absl::GetFlag(FLAGS_connections),
+      .lanes = lanes,
+      .tokens = std::max<int64_t>(1, size_kb * 1024 / (3 * kTensorBytesPerToken)),
+      .copy_threads = absl::GetFlag(FLAGS_copy_threads)};
+  for (const std::string& argument : absl::GetFlag(FLAGS_channel_arguments)) {
+    const std::pair<std::string, std::string> pair = absl::StrSplit(argument, '=');
+    int value = 0;
+    if (!absl::SimpleAtoi(pair.second, &value)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("channel_arguments has '", argument, "'; accepted: name=integer"));
+    }
+    setup.channel_arguments.emplace_back(pair.first, value);
+  }
+  std::vector<std::unique_ptr<TransportSubject>> subjects;
+  for (const std::string& name : names) {
+    if (transport == "unix") {
+      setup.unix_path = absl::StrCat("/tmp/transport_bench.", getpid(), ".", name);
+    }
+    auto subject = Make(name, setup);
+    if (!subject.ok()) return subject.status();
+    subjects.push_back(*std::move(subject));
+  }
+
+  std::vector<Figures> figures(names.size());
+  for (int round = -1; round < absl::GetFlag(FLAGS_rounds); ++round) {
+    for (size_t n = 0; n < names.size(); ++n) {
+      Figures warmup;
+      const absl::Duration length = absl::GetFlag(FLAGS_round);
+      absl::Status status = round < 0 ? Turn(subjects[n].get(), lanes, length / 4, &warmup)
+                                      : Turn(subjects[n].get(), lanes, length, &figures[n]);
+      if (!status.ok()) return status;
+    }
+  }
+
+  const double bytes = 4.0 * static_cast<double>(setup.tokens * kTensorBytesPerToken);
+  std::map<std::string, double> rates;
+  for (size_t n = 0; n < names.size(); ++n)
+    rates[names[n]] = figures[n].Count() / figures[n].wall_seconds;
+  for (size_t n = 0; n < names.size(); ++n) {
+    Figures& f = figures[n];
+    const double rate = rates[names[n]];
+    const auto ratio = [&](const char* peer) {
+      return rates.contains(peer) ? rate / rates[peer] : 0.0;
+    };
+    const double p50 = f.Percentile(0.5);
+    const double p99 = f.Percentile(0.99);
+    const double cpu_ms = 1e3 * f.cpu_seconds / f.Count();
+    absl::PrintF("%-5s %6d %3d  %-10s %9.1f %9.3f %9.3f %7.3f %9.3f %8.2f %8.2f\n", transport,
+                 size_kb, lanes, names[n], rate, p50, p99, 1e-9 * rate * bytes, cpu_ms,
+                 ratio("generated"), ratio("echo"));
+    json->push_back({{"transport", transport},
+                     {"size_kb", size_kb},
+                     {"bytes", bytes},
+                     {"concurrency", lanes},
+                     {"subject", names[n]},
+                     {"requests_per_second", rate},
+                     {"p50_ms", p50},
+                     {"p99_ms", p99},
+                     {"gigabytes_per_second", 1e-9 * rate * bytes},
+                     {"cpu_ms_per_request", cpu_ms},
+                     {"ratio_to_generated", ratio("generated")},
+                     {"ratio_to_echo", ratio("echo")}});
+  }
+  std::fflush(stdout);
+  return absl::OkStatus();
+}
+
+absl::Status Run() {
+  nlohmann::json rows = nlohmann::json::array();
+  std::printf("%-5s %6s %3s  %-10s %9s %9s %9s %7s %9s %8s %8s\n", "over", "KiB in", "C", "subject",
+              "req/s", "p50 ms", "p99 ms", "GB/s", "CPU ms", "/gener.", "/echo");
+  for (const std::string& transport : absl::GetFlag(FLAGS_transports)) {
+    for (const std::string& size : absl::GetFlag(FLAGS_sizes_kb)) {
+      for (const std::string& lanes : absl::GetFlag(FLAGS_concurrency)) {
+        int64_t size_kb = 0;
+        int count = 0;
+        if (!absl::SimpleAtoi(size, &size_kb) || !absl::SimpleAtoi(lanes, &count) || size_kb < 1 ||
+            count < 1) {
+          return absl::InvalidArgumentError("sizes_kb, concurrency; accepted: positive integers");
+        }
+        absl::Status status = Measure(transport, size_kb, count, &rows);
+        if (!status.ok()) return status;
+      }
+    }
+  }
+  if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
+    std::ofstream file(path);
+    file << nlohmann::json{{"connections", absl::GetFlag(FLAGS_connections)},
+                           {"hardware_threads", std::thread::hardware_concurrency()},
+                           {"rows", rows}}
+                .dump(2)
+         << "\n";
+    file.close();
+    if (!file.good()) return absl::UnknownError(absl::StrCat("cannot write '", path, "'"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace flashbias::bench
+
+int main(int argc, char** argv) {
+  absl::SetProgramUsageMessage("Measures the way to the server and back, computing nothing.");
+  absl::ParseCommandLine(argc, argv);
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+  if (absl::GetFlag(FLAGS_tune_malloc)) {
+    // NOLINTBEGIN(concurrency-mt-unsafe): no other thread exists yet
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 2'000'000'000);
+    mallopt(M_TOP_PAD, 64 << 20);
+    // NOLINTEND(concurrency-mt-unsafe)
+  }
+  const absl::Status status = flashbias::bench::Run();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "transport_bench: %s\n", status.ToString().c_str());
+  return 1;
+}

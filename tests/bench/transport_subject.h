@@ -1,0 +1,50 @@
+// One way to carry attention tensors to a server and back, in this process, computing nothing.
+//
+// Thread-safety: Call may be called from several threads at once; each names its own lane.
+#ifndef FLASHBIAS_TESTS_BENCH_TRANSPORT_SUBJECT_H_
+#define FLASHBIAS_TESTS_BENCH_TRANSPORT_SUBJECT_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace flashbias::bench {
+
+struct TransportSetup {
+  std::string unix_path = {};  // empty: loopback TCP
+  int connections = 1;
+  int lanes = 1;       // threads that call at once
+  int64_t tokens = 0;  // of q, k and v; o has as many
+  // On top of what the product sets; for the ByteBuffer echo only.
+  std::vector<std::pair<std::string, int>> channel_arguments = {};
+  int copy_threads = 0;  // of the service
+};
+
+// float16, 50 heads x 32.
+inline constexpr int64_t kHeads = 50;
+inline constexpr int64_t kHeadDim = 32;
+inline constexpr int64_t kTensorBytesPerToken = kHeads * kHeadDim * 2;
+
+class TransportSubject {
+ public:
+  virtual ~TransportSubject() = default;
+  // Sends q, k and v and has o in the caller's memory when it returns.
+  virtual absl::Status Call(int lane) = 0;
+};
+
+// The service and the client library, with a backend that computes nothing.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeServiceSubject(const TransportSetup& setup);
+// A callback server and a stub of the generated classes, gRPC's own settings.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGeneratedSubject(const TransportSetup& setup);
+// Bare ByteBuffers: slices over the caller's memory, gathered once into a staging buffer on each
+// side; the product's channel settings.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeEchoSubject(const TransportSetup& setup);
+
+}  // namespace flashbias::bench
+
+#endif  // FLASHBIAS_TESTS_BENCH_TRANSPORT_SUBJECT_H_

@@ -1,0 +1,81 @@
+#include "wire/contract.h"
+
+#include <google/protobuf/descriptor.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "flashbias/v1/attention.pb.h"
+
+namespace flashbias::wire {
+namespace {
+
+static_assert(v1::DTYPE_FLOAT16 == kFloat16 && v1::DTYPE_BFLOAT16 == kBFloat16 &&
+              v1::DTYPE_FLOAT32 == kFloat32);
+static_assert(v1::MASK_CAUSAL == kMaskCausal && v1::MASK_FULL == kMaskFull);
+
+using Tensor = v1::Tensor;
+static_assert(Tensor::kDtypeFieldNumber == TensorNumber::kDType &&
+              Tensor::kShapeFieldNumber == TensorNumber::kShape &&
+              Tensor::kDataFieldNumber == TensorNumber::kData);
+static_assert(v1::AlibiBias::kSlopesFieldNumber == AlibiNumber::kSlopes);
+static_assert(v1::LowRankBias::kPhiQFieldNumber == LowRankNumber::kPhiQ &&
+              v1::LowRankBias::kPhiKFieldNumber == LowRankNumber::kPhiK);
+using Request = v1::AttendRequest;
+static_assert(Request::kQLensFieldNumber == RequestNumber::kQLens &&
+              Request::kKvLensFieldNumber == RequestNumber::kKvLens &&
+              Request::kMaskFieldNumber == RequestNumber::kMask &&
+              Request::kLeftWindowFieldNumber == RequestNumber::kLeftWindow &&
+              Request::kQueryStartFieldNumber == RequestNumber::kQueryStart &&
+              Request::kKeyStartFieldNumber == RequestNumber::kKeyStart &&
+              Request::kSoftmaxScaleFieldNumber == RequestNumber::kSoftmaxScale &&
+              Request::kEpsFieldNumber == RequestNumber::kEps &&
+              Request::kWantLseFieldNumber == RequestNumber::kWantLse &&
+              Request::kAlibiFieldNumber == RequestNumber::kAlibi &&
+              Request::kLowRankFieldNumber == RequestNumber::kLowRank &&
+              Request::kQFieldNumber == RequestNumber::kQ &&
+              Request::kKFieldNumber == RequestNumber::kK &&
+              Request::kVFieldNumber == RequestNumber::kV);
+using Response = v1::AttendResponse;
+static_assert(Response::kTimingFieldNumber == ResponseNumber::kTiming &&
+              Response::kLseFieldNumber == ResponseNumber::kLse &&
+              Response::kOFieldNumber == ResponseNumber::kO);
+using Timing = v1::Timing;
+static_assert(Timing::kReceiveSecondsFieldNumber == TimingNumber::kReceiveSeconds &&
+              Timing::kQueueSecondsFieldNumber == TimingNumber::kQueueSeconds &&
+              Timing::kComputeSecondsFieldNumber == TimingNumber::kComputeSeconds &&
+              Timing::kSendSecondsFieldNumber == TimingNumber::kSendSeconds &&
+              Timing::kBatchRequestsFieldNumber == TimingNumber::kBatchRequests &&
+              Timing::kTilesComputedFieldNumber == TimingNumber::kTilesComputed &&
+              Timing::kTilesSkippedFieldNumber == TimingNumber::kTilesSkipped &&
+              Timing::kUploadSecondsFieldNumber == TimingNumber::kUploadSeconds &&
+              Timing::kKernelSecondsFieldNumber == TimingNumber::kKernelSeconds &&
+              Timing::kDownloadSecondsFieldNumber == TimingNumber::kDownloadSeconds);
+
+// A field that is added to the contract must be added to the readers.
+TEST(ContractTest, EveryFieldIsKnown) {
+  EXPECT_EQ(Request::descriptor()->field_count(), 14);
+  EXPECT_EQ(Response::descriptor()->field_count(), 3);
+  EXPECT_EQ(Timing::descriptor()->field_count(), 10);
+  EXPECT_EQ(Tensor::descriptor()->field_count(), 3);
+}
+
+TEST(ContractTest, TheMethodIsThatOfTheService) {
+  const auto* const service = Request::descriptor()->file()->FindServiceByName("AttentionService");
+  ASSERT_NE(service, nullptr);
+  EXPECT_EQ(
+      absl::StrCat("/", service->full_name(), "/", service->FindMethodByName("Attend")->name()),
+      kAttendMethod);
+}
+
+TEST(ContractTest, DTypesGoThereAndBack) {
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+    EXPECT_EQ(DTypeFromWire(ToWire(dtype)), dtype);
+  }
+  EXPECT_EQ(DTypeFromWire(0), std::nullopt);
+  EXPECT_EQ(DTypeFromWire(4), std::nullopt);
+}
+
+}  // namespace
+}  // namespace flashbias::wire

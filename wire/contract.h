@@ -1,0 +1,103 @@
+// Field and enum numbers of proto/flashbias/v1/attention.proto, for code that reads and writes its
+// messages without the generated classes. tests/wire/contract_test.cc holds them against those.
+#ifndef FLASHBIAS_WIRE_CONTRACT_H_
+#define FLASHBIAS_WIRE_CONTRACT_H_
+
+#include <optional>
+
+#include "kernels/dtype.h"
+
+namespace flashbias::wire {
+
+// The service's path, as HTTP/2 has it.
+inline constexpr char kAttendMethod[] = "/flashbias.v1.AttentionService/Attend";
+
+// enum DType; 0 is unspecified.
+inline constexpr int kFloat16 = 1;
+inline constexpr int kBFloat16 = 2;
+inline constexpr int kFloat32 = 3;
+
+// enum Mask; 0 is unspecified.
+inline constexpr int kMaskCausal = 1;
+inline constexpr int kMaskFull = 2;
+
+struct TensorNumber {
+  static constexpr int kDType = 1;
+  static constexpr int kShape = 2;
+  static constexpr int kData = 15;
+};
+
+struct AlibiNumber {
+  static constexpr int kSlopes = 1;
+};
+
+struct LowRankNumber {
+  static constexpr int kPhiQ = 1;
+  static constexpr int kPhiK = 2;
+};
+
+struct RequestNumber {
+  static constexpr int kQLens = 1;
+  static constexpr int kKvLens = 2;
+  static constexpr int kMask = 3;
+  static constexpr int kLeftWindow = 4;
+  static constexpr int kQueryStart = 5;
+  static constexpr int kKeyStart = 6;
+  static constexpr int kSoftmaxScale = 7;
+  static constexpr int kEps = 8;
+  static constexpr int kWantLse = 9;
+  static constexpr int kAlibi = 10;
+  static constexpr int kLowRank = 11;
+  static constexpr int kQ = 13;
+  static constexpr int kK = 14;
+  static constexpr int kV = 15;
+};
+
+struct ResponseNumber {
+  static constexpr int kTiming = 1;
+  static constexpr int kLse = 14;
+  static constexpr int kO = 15;
+};
+
+struct TimingNumber {
+  static constexpr int kReceiveSeconds = 1;
+  static constexpr int kQueueSeconds = 2;
+  static constexpr int kComputeSeconds = 3;
+  static constexpr int kSendSeconds = 4;
+  static constexpr int kBatchRequests = 5;
+  static constexpr int kTilesComputed = 6;
+  static constexpr int kTilesSkipped = 7;
+  static constexpr int kUploadSeconds = 8;
+  static constexpr int kKernelSeconds = 9;
+  static constexpr int kDownloadSeconds = 10;
+};
+
+constexpr int ToWire(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return kFloat16;
+    case DType::kBFloat16:
+      return kBFloat16;
+    case DType::kFloat32:
+      return kFloat32;
+  }
+  return 0;
+}
+
+// nullopt: unspecified, or no dtype of the contract.
+constexpr std::optional<DType> DTypeFromWire(int number) {
+  switch (number) {
+    case kFloat16:
+      return DType::kFloat16;
+    case kBFloat16:
+      return DType::kBFloat16;
+    case kFloat32:
+      return DType::kFloat32;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace flashbias::wire
+
+#endif  // FLASHBIAS_WIRE_CONTRACT_H_
