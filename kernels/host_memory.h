@@ -2,9 +2,9 @@
 // without another copy (pinned memory for a GPU, the heap for the CPU).
 //
 // Thread-safety: an allocator may be called from any thread; a block belongs to one owner at a
-// time. Ownership: a block gives its memory back when it is destroyed, from any thread. An allocator
-// that a shared_ptr owns lives as long as its blocks (a transport may hold an answer longer than
-// anyone else lives); any other must outlive them.
+// time. Ownership: a block gives its memory back when it is destroyed, from any thread. An
+// allocator that a shared_ptr owns lives as long as its blocks (a transport may hold an answer
+// longer than anyone else lives); any other must outlive them.
 #ifndef FLASHBIAS_KERNELS_HOST_MEMORY_H_
 #define FLASHBIAS_KERNELS_HOST_MEMORY_H_
 
