@@ -1,6 +1,7 @@
-// What the way from a caller to the server and back costs when nothing is computed: the service and
-// its client beside a plain service of the generated classes and a bare ByteBuffer echo, in turns
-// within one run, over loopback TCP and a unix socket. tests/bench/README.md says what is printed.
+// What the way from a caller to the server and back costs: the service and its client, computing
+// nothing or on the machine's GPUs, beside a plain service of the generated classes, a bare
+// ByteBuffer echo and a service in Python, in turns within one run, over loopback TCP and a unix
+// socket. tests/bench/README.md says what is printed.
 #include <malloc.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -36,7 +37,8 @@ ABSL_FLAG(std::vector<std::string>, transports, (std::vector<std::string>{"tcp",
           "tcp, unix.");
 ABSL_FLAG(std::vector<std::string>, subjects,
           (std::vector<std::string>{"generated", "echo", "service"}),
-          "generated, echo, service; ratios need the peers.");
+          "generated, echo, service, gpu, python; ratios need the peers.");
+ABSL_FLAG(std::string, python_target, "127.0.0.1:8500", "Where peers/python_service.py listens.");
 ABSL_FLAG(int, connections, 2, "Connections of a client.");
 ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
 ABSL_FLAG(int, rounds, 3, "Turns that each subject gets for each figure.");
@@ -108,8 +110,10 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> Make(const std::string& name,
   if (name == "generated") return MakeGeneratedSubject(setup);
   if (name == "echo") return MakeEchoSubject(setup);
   if (name == "service") return MakeServiceSubject(setup);
+  if (name == "gpu") return MakeGpuSubject(setup);
+  if (name == "python") return MakePythonSubject(setup);
   return absl::InvalidArgumentError(
-      absl::StrCat("subjects has '", name, "'; accepted: generated, echo, service"));
+      absl::StrCat("subjects has '", name, "'; accepted: generated, echo, service, gpu, python"));
 }
 
 // One line for each subject; appends to `json`.
@@ -120,7 +124,8 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
       .connections = absl::GetFlag(FLAGS_connections),
       .lanes = lanes,
       .tokens = std::max<int64_t>(1, size_kb * 1024 / (3 * kTensorBytesPerToken)),
-      .copy_threads = absl::GetFlag(FLAGS_copy_threads)};
+      .copy_threads = absl::GetFlag(FLAGS_copy_threads),
+      .python_target = absl::GetFlag(FLAGS_python_target)};
   for (const std::string& argument : absl::GetFlag(FLAGS_channel_arguments)) {
     const std::pair<std::string, std::string> pair = absl::StrSplit(argument, '=');
     int value = 0;
@@ -164,9 +169,9 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
     const double p50 = f.Percentile(0.5);
     const double p99 = f.Percentile(0.99);
     const double cpu_ms = 1e3 * f.cpu_seconds / f.Count();
-    absl::PrintF("%-5s %6d %3d  %-10s %9.1f %9.3f %9.3f %7.3f %9.3f %8.2f %8.2f\n", transport,
+    absl::PrintF("%-5s %6d %3d  %-10s %9.1f %9.3f %9.3f %7.3f %9.3f %8.2f %8.2f %8.2f\n", transport,
                  size_kb, lanes, names[n], rate, p50, p99, 1e-9 * rate * bytes, cpu_ms,
-                 ratio("generated"), ratio("echo"));
+                 ratio("generated"), ratio("echo"), ratio("python"));
     json->push_back({{"transport", transport},
                      {"size_kb", size_kb},
                      {"bytes", bytes},
@@ -178,7 +183,8 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
                      {"gigabytes_per_second", 1e-9 * rate * bytes},
                      {"cpu_ms_per_request", cpu_ms},
                      {"ratio_to_generated", ratio("generated")},
-                     {"ratio_to_echo", ratio("echo")}});
+                     {"ratio_to_echo", ratio("echo")},
+                     {"ratio_to_python", ratio("python")}});
   }
   std::fflush(stdout);
   return absl::OkStatus();
@@ -186,8 +192,9 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
 
 absl::Status Run() {
   nlohmann::json rows = nlohmann::json::array();
-  std::printf("%-5s %6s %3s  %-10s %9s %9s %9s %7s %9s %8s %8s\n", "over", "KiB in", "C", "subject",
-              "req/s", "p50 ms", "p99 ms", "GB/s", "CPU ms", "/gener.", "/echo");
+  std::printf("%-5s %6s %3s  %-10s %9s %9s %9s %7s %9s %8s %8s %8s\n", "over", "KiB in", "C",
+              "subject", "req/s", "p50 ms", "p99 ms", "GB/s", "CPU ms", "/gener.", "/echo",
+              "/python");
   for (const std::string& transport : absl::GetFlag(FLAGS_transports)) {
     for (const std::string& size : absl::GetFlag(FLAGS_sizes_kb)) {
       for (const std::string& lanes : absl::GetFlag(FLAGS_concurrency)) {
@@ -219,7 +226,7 @@ absl::Status Run() {
 }  // namespace flashbias::bench
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("Measures the way to the server and back, computing nothing.");
+  absl::SetProgramUsageMessage("Measures the way to the server and back.");
   absl::ParseCommandLine(argc, argv);
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   if (absl::GetFlag(FLAGS_tune_malloc)) {

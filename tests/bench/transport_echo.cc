@@ -1,6 +1,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -52,7 +53,8 @@ class EchoSubject final : public TransportSubject {
  public:
   explicit EchoSubject(const TransportSetup& setup) : setup_(setup) {
     const auto bytes = static_cast<size_t>(setup.tokens * kTensorBytesPerToken);
-    tensors_.assign(3, std::vector<char>(bytes, 'x'));
+    tensors_.assign(3, std::vector<char>(bytes));
+    for (size_t n = 0; n < 3; ++n) FillWithValues(static_cast<uint32_t>(n), &tensors_[n]);
     o_.assign(static_cast<size_t>(setup.lanes), std::vector<char>(bytes));
   }
   ~EchoSubject() override {
@@ -60,7 +62,8 @@ class EchoSubject final : public TransportSubject {
     if (server_ != nullptr) server_->Shutdown();
   }
 
-  absl::Status Start() {
+  // With `external`, another server's host:port, no server of its own.
+  absl::Status Start(const std::string& external) {
     constexpr int kNoLimit = std::numeric_limits<int>::max();
     int port = 0;
     grpc::ServerBuilder builder;
@@ -74,16 +77,21 @@ class EchoSubject final : public TransportSubject {
     }
     for (const auto& [name, value] : setup_.channel_arguments) set(name, value);
     builder.SetMaxReceiveMessageSize(kNoLimit);
-    builder.AddListeningPort(
-        setup_.unix_path.empty() ? "127.0.0.1:0" : absl::StrCat("unix:", setup_.unix_path),
-        grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(&service_);
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr) return absl::UnavailableError("the echo server does not start");
+    if (external.empty()) {
+      builder.AddListeningPort(
+          setup_.unix_path.empty() ? "127.0.0.1:0" : absl::StrCat("unix:", setup_.unix_path),
+          grpc::InsecureServerCredentials(), &port);
+      builder.RegisterService(&service_);
+      server_ = builder.BuildAndStart();
+      if (server_ == nullptr) return absl::UnavailableError("the echo server does not start");
+    }
     arguments.SetMaxReceiveMessageSize(kNoLimit);
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    const std::string target = setup_.unix_path.empty() ? absl::StrCat("127.0.0.1:", port)
-                                                        : absl::StrCat("unix:", setup_.unix_path);
+    std::string target = external;
+    if (external.empty()) {
+      target = setup_.unix_path.empty() ? absl::StrCat("127.0.0.1:", port)
+                                        : absl::StrCat("unix:", setup_.unix_path);
+    }
     for (int n = 0; n < setup_.connections; ++n) {
       stubs_.push_back(std::make_unique<grpc::GenericStub>(
           grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments)));
@@ -128,8 +136,26 @@ class EchoSubject final : public TransportSubject {
 
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeEchoSubject(const TransportSetup& setup) {
   auto subject = std::make_unique<EchoSubject>(setup);
-  if (absl::Status status = subject->Start(); !status.ok()) return status;
+  if (absl::Status status = subject->Start(""); !status.ok()) return status;
   return subject;
+}
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakePythonSubject(const TransportSetup& setup) {
+  if (setup.python_target.empty()) {
+    return absl::InvalidArgumentError("python_target is empty; accepted: host:port");
+  }
+  auto subject = std::make_unique<EchoSubject>(setup);
+  if (absl::Status status = subject->Start(setup.python_target); !status.ok()) return status;
+  return subject;
+}
+
+void FillWithValues(uint32_t seed, std::vector<char>* tensor) {
+  uint32_t state = 2654435761U * (seed + 1);
+  for (size_t at = 0; at + 1 < tensor->size(); at += 2) {
+    state = state * 1664525U + 1013904223U;
+    const auto bits = static_cast<uint16_t>((state >> 16 & 0x83ff) | 0x3800);
+    std::memcpy(tensor->data() + at, &bits, sizeof(bits));
+  }
 }
 
 }  // namespace flashbias::bench

@@ -1,8 +1,11 @@
+#include <cmath>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "client/attention_client.h"
+#include "kernels/backend_factory.h"
 #include "kernels/heap_allocator.h"
 #include "server/server.h"
 #include "tests/bench/transport_subject.h"
@@ -33,18 +36,26 @@ class ServiceSubject final : public TransportSubject {
  public:
   explicit ServiceSubject(const TransportSetup& setup) : setup_(setup) {
     const auto bytes = static_cast<size_t>(setup.tokens * kTensorBytesPerToken);
-    for (std::vector<char>* tensor : {&q_, &k_, &v_}) tensor->assign(bytes, 'x');
+    uint32_t seed = 0;
+    for (std::vector<char>* tensor : {&q_, &k_, &v_}) {
+      tensor->resize(bytes);
+      FillWithValues(seed++, tensor);
+    }
+    slopes_.resize(kHeads);
+    for (int n = 0; n < kHeads; ++n) {
+      slopes_[static_cast<size_t>(n)] = std::exp2(-8.0F * static_cast<float>(n + 1) / kHeads);
+    }
     o_.assign(static_cast<size_t>(setup.lanes), std::vector<char>(bytes));
   }
 
-  absl::Status Start() {
+  absl::Status Start(std::vector<std::unique_ptr<AttentionBackend>> backends) {
     server::ServerOptions options;
     options.listen_address = "127.0.0.1:0";
     options.metrics_address = "";
     options.listen_unix = setup_.unix_path;
     options.copy_threads = setup_.copy_threads;
     options.reflection = false;
-    auto server = server::Server::Create(options, std::make_unique<NullBackend>());
+    auto server = server::Server::Create(options, std::move(backends));
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
     auto client = client::AttentionClient::Create(
@@ -62,7 +73,8 @@ class ServiceSubject final : public TransportSubject {
         .q = {.dtype = DType::kFloat16, .shape = shape, .data = q_.data()},
         .k = {.dtype = DType::kFloat16, .shape = shape, .data = k_.data()},
         .v = {.dtype = DType::kFloat16, .shape = shape, .data = v_.data()},
-        .mask = client::MaskKind::kCausal};
+        .mask = client::MaskKind::kCausal,
+        .bias = client::AlibiSlopes{.slopes = slopes_}};
     client::CallOptions options;
     options.result.o = absl::MakeSpan(o_[static_cast<size_t>(lane)]);
     return client_->Attend(request, options).status();
@@ -71,6 +83,7 @@ class ServiceSubject final : public TransportSubject {
  private:
   const TransportSetup setup_;
   std::vector<char> q_, k_, v_;
+  std::vector<float> slopes_;
   std::vector<std::vector<char>> o_;
   std::unique_ptr<server::Server> server_;
   std::unique_ptr<client::AttentionClient> client_;
@@ -80,7 +93,17 @@ class ServiceSubject final : public TransportSubject {
 
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeServiceSubject(const TransportSetup& setup) {
   auto subject = std::make_unique<ServiceSubject>(setup);
-  if (absl::Status status = subject->Start(); !status.ok()) return status;
+  std::vector<std::unique_ptr<AttentionBackend>> backends;
+  backends.push_back(std::make_unique<NullBackend>());
+  if (absl::Status status = subject->Start(std::move(backends)); !status.ok()) return status;
+  return subject;
+}
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGpuSubject(const TransportSetup& setup) {
+  auto backends = CreateBackends({.kind = "cuda"});
+  if (!backends.ok()) return backends.status();
+  auto subject = std::make_unique<ServiceSubject>(setup);
+  if (absl::Status status = subject->Start(*std::move(backends)); !status.ok()) return status;
   return subject;
 }
 

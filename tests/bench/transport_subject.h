@@ -1,4 +1,4 @@
-// One way to carry attention tensors to a server and back, in this process, computing nothing.
+// One way to carry attention tensors to a server and back, in this process; most compute nothing.
 //
 // Thread-safety: Call may be called from several threads at once; each names its own lane.
 #ifndef FLASHBIAS_TESTS_BENCH_TRANSPORT_SUBJECT_H_
@@ -22,7 +22,8 @@ struct TransportSetup {
   int64_t tokens = 0;  // of q, k and v; o has as many
   // On top of what the product sets; for the ByteBuffer echo only.
   std::vector<std::pair<std::string, int>> channel_arguments = {};
-  int copy_threads = 0;  // of the service
+  int copy_threads = 0;            // of the service
+  std::string python_target = {};  // host:port of peers/python_service.py
 };
 
 // float16, 50 heads x 32.
@@ -39,11 +40,18 @@ class TransportSubject {
 
 // The service and the client library, with a backend that computes nothing.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeServiceSubject(const TransportSetup& setup);
+// The same on the machine's GPUs: ALiBi with seed slopes, causal. NOT_FOUND where there are none.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGpuSubject(const TransportSetup& setup);
 // A callback server and a stub of the generated classes, gRPC's own settings.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGeneratedSubject(const TransportSetup& setup);
 // Bare ByteBuffers: slices over the caller's memory, gathered once into a staging buffer on each
 // side; the product's channel settings.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeEchoSubject(const TransportSetup& setup);
+// The echo's client in front of peers/python_service.py, which computes; over TCP only.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakePythonSubject(const TransportSetup& setup);
+
+// float16 values of magnitude 0.5 to 1, different for each seed.
+void FillWithValues(uint32_t seed, std::vector<char>* tensor);
 
 }  // namespace flashbias::bench
 
