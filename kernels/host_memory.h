@@ -9,6 +9,7 @@
 #define FLASHBIAS_KERNELS_HOST_MEMORY_H_
 
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -28,6 +29,9 @@ class HostAllocator : public std::enable_shared_from_this<HostAllocator> {
   // A block of at least `bytes`, its contents undefined. RESOURCE_EXHAUSTED: beyond what the
   // allocator may hold; asking again helps once others have given theirs back.
   virtual absl::StatusOr<HostBlock> Allocate(size_t bytes) = 0;
+
+  // Blocks of so many bytes together always find room when nothing else is held.
+  virtual size_t max_total_bytes() const { return std::numeric_limits<size_t>::max(); }
 
  private:
   friend class HostBlock;

@@ -111,6 +111,12 @@ absl::StatusOr<DecodedAttend> StageAttendRequest(ParsedAttend parsed, HostAlloca
   const size_t o_offset = output_layout.Add(static_cast<size_t>(parsed.valid.o_bytes));
   const size_t lse_offset = output_layout.Add(static_cast<size_t>(parsed.valid.lse_bytes));
 
+  if (input_layout.size() > allocator.max_total_bytes() ||
+      output_layout.size() > allocator.max_total_bytes() - input_layout.size()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the request's tensors take ", input_layout.size() + output_layout.size(),
+        " bytes of the server's host memory; accepted: at most ", allocator.max_total_bytes()));
+  }
   absl::StatusOr<HostBlock> input_block = allocator.Allocate(input_layout.size());
   if (!input_block.ok()) return input_block.status();
   absl::StatusOr<HostBlock> output_block = allocator.Allocate(output_layout.size());

@@ -27,9 +27,14 @@ absl::Status CheckAddress(const char* name, const std::string& address) {
 // What a sockaddr_un holds, its final zero left out; empty: no socket.
 absl::Status CheckSocketPath(const char* name, const std::string& path) {
   constexpr size_t kMaxPath = sizeof(sockaddr_un::sun_path) - 1;
-  if (path.size() <= kMaxPath && path.find('\0') == std::string::npos) return absl::OkStatus();
+  // gRPC decodes % sequences in addresses.
+  if (path.size() <= kMaxPath && path.find('\0') == std::string::npos &&
+      path.find('%') == std::string::npos) {
+    return absl::OkStatus();
+  }
   return absl::InvalidArgumentError(absl::StrCat(name, " is '", path, "', ", path.size(),
-                                                 " bytes; accepted: a path of at most ", kMaxPath));
+                                                 " bytes; accepted: a path of at most ", kMaxPath,
+                                                 " without %"));
 }
 
 absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {

@@ -67,10 +67,12 @@ void BlockSignals() {
 int Serve(const ProgramOptions& options, std::vector<std::unique_ptr<AttentionBackend>> backends) {
   // The last device's failure ends the process as SIGTERM does, but for the exit code.
   std::atomic<bool> no_device = false;
+  std::atomic<bool> ending = false;
   absl::StatusOr<std::unique_ptr<Server>> server =
-      Server::Create(options.server, std::move(backends), [&no_device] {
+      Server::Create(options.server, std::move(backends), [&no_device, &ending] {
         no_device = true;
-        kill(getpid(), SIGTERM);
+        // A signal while the server drains would cut it short.
+        if (!ending.exchange(true)) kill(getpid(), SIGTERM);
       });
   if (!server.ok()) {
     Log(LogLevel::kError, "cannot serve", {{"error", server.status().ToString()}});
@@ -89,8 +91,11 @@ int Serve(const ProgramOptions& options, std::vector<std::unique_ptr<AttentionBa
 
   const sigset_t signals = EndingSignals();
   const int signal = WaitForSignal(signals);
+  // Where the device came first, the first signal from outside is no second one.
+  const bool one_more = ending.exchange(true) && no_device;
   Log(LogLevel::kInfo, "draining", {{"signal", signal}, {"drain_timeout", options.drain_timeout}});
-  std::thread([signals] {
+  std::thread([signals, one_more] {
+    if (one_more) WaitForSignal(signals);
     WaitForSignal(signals);
     Log(LogLevel::kWarning, "cut short by a second signal");
     ExitNow();

@@ -52,7 +52,10 @@ class Server::Impl {
   }
 
   ~Impl() {
-    if (grpc_ != nullptr) Shutdown(absl::ZeroDuration());
+    if (grpc_ == nullptr) return;
+    Shutdown(absl::ZeroDuration());
+    // A batch that ends later, and with it the last device, would still tell gRPC's health service.
+    scheduler_->WaitUntilDrained(absl::InfiniteFuture());
   }
 
   absl::Status Start(const ServerOptions& options) {

@@ -333,6 +333,7 @@ void AttentionPlan::MakeItems(absl::Span<const AttentionProblem> problems) {
   for (const AttentionProblem& problem : problems) {
     for (int64_t local = 0; local < static_cast<int64_t>(problem.sequences.size()); ++local, ++n) {
       const SequenceParams& s = sequences_[n];
+      if (s.q_len == 0) continue;  // there may be tens of thousands, of as many heads
       const int rows_per_tile = QueryTileRows() / s.heads_per_tile;
       for (int head = 0; head < s.num_q_heads; head += s.heads_per_tile) {
         // Each side's reach of one row, in keys; the tile's rows add their own extent.

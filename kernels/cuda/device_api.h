@@ -30,7 +30,8 @@ class DeviceApi {
  public:
   virtual ~DeviceApi() = default;
 
-  // Makes the device current on the calling thread; every other call but the names' needs that.
+  // Makes the device current on the calling thread. Every other call but the names' and those for
+  // pinned memory needs that.
   virtual ErrorCode Use() = 0;
   virtual ErrorCode FreeMemory(size_t* bytes) = 0;
 
@@ -38,7 +39,7 @@ class DeviceApi {
   virtual ErrorCode AllocateDevice(size_t bytes, void** memory) = 0;
   virtual void FreeDevice(void* memory) = 0;
   // Page-locked host memory that every device reaches, aligned to 256 bytes. Both may wait for
-  // everything that the device does.
+  // everything that the device does, and leave the thread's current device as it is.
   virtual ErrorCode AllocatePinned(size_t bytes, void** memory) = 0;
   virtual void FreePinned(void* memory) = 0;
 

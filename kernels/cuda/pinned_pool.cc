@@ -31,7 +31,6 @@ PinnedPool::PinnedPool(std::vector<std::shared_ptr<DeviceApi>> devices, size_t m
 PinnedPool::~PinnedPool() {
   absl::MutexLock lock(&mutex_);
   for (const auto& [address, chunk] : chunks_) {
-    chunk.device->Use();
     chunk.device->FreePinned(chunk.memory);
   }
 }
@@ -47,6 +46,7 @@ absl::StatusOr<HostBlock> PinnedPool::Allocate(size_t bytes) {
   }
   void* const data = idle->back();
   idle->pop_back();
+  ++ChunkOfLocked(data).used_blocks;
   usage_.used_bytes += class_bytes;
   return MakeBlock(data, bytes);
 }
@@ -55,6 +55,7 @@ void PinnedPool::Free(void* data, size_t bytes) {
   absl::MutexLock lock(&mutex_);
   const size_t class_bytes = ClassOf(bytes);
   idle_[class_bytes].push_back(data);
+  --ChunkOfLocked(data).used_blocks;
   usage_.used_bytes -= class_bytes;
 }
 
@@ -79,7 +80,7 @@ bool PinnedPool::GrowLocked(size_t class_bytes) {
     chunk_bytes = kSlabBytes / class_bytes * class_bytes;
   }
   if (!MakeRoomLocked(chunk_bytes)) return false;
-  char* const memory = static_cast<char*>(TakeFromSystemLocked(chunk_bytes));
+  char* const memory = static_cast<char*>(TakeFromSystemLocked(chunk_bytes, class_bytes));
   if (memory == nullptr) return false;
   for (size_t at = 0; at < chunk_bytes; at += class_bytes) {
     idle_[class_bytes].push_back(memory + at);
@@ -87,35 +88,50 @@ bool PinnedPool::GrowLocked(size_t class_bytes) {
   return true;
 }
 
+PinnedPool::Chunk& PinnedPool::ChunkOfLocked(const void* block) {
+  return std::prev(chunks_.upper_bound(reinterpret_cast<uintptr_t>(block)))->second;
+}
+
+void PinnedPool::ReleaseLocked(std::map<uintptr_t, Chunk>::iterator chunk) {
+  const auto& [begin, released] = *chunk;
+  std::erase_if(idle_[released.class_bytes], [&](const void* block) {
+    return reinterpret_cast<uintptr_t>(block) - begin < released.bytes;
+  });
+  released.device->FreePinned(released.memory);
+  usage_.size_bytes -= released.bytes;
+  chunks_.erase(chunk);
+}
+
 bool PinnedPool::MakeRoomLocked(size_t bytes) {
   if (bytes > max_bytes_) return false;
-  // The largest first: fewest waits for the device. Blocks of slabs stay, they are no chunks.
-  for (auto idle = idle_.rbegin(); idle != idle_.rend() && usage_.size_bytes + bytes > max_bytes_;
-       ++idle) {
-    auto& [class_bytes, addresses] = *idle;
-    while (!addresses.empty() && usage_.size_bytes + bytes > max_bytes_) {
-      const auto chunk = chunks_.find(reinterpret_cast<uintptr_t>(addresses.back()));
-      if (chunk == chunks_.end() || chunk->second.bytes != class_bytes) break;
-      chunk->second.device->Use();
-      chunk->second.device->FreePinned(addresses.back());
-      usage_.size_bytes -= class_bytes;
-      chunks_.erase(chunk);
-      addresses.pop_back();
+  // The largest first: fewest waits for the device.
+  std::vector<std::pair<size_t, uintptr_t>> idle;
+  if (usage_.size_bytes + bytes > max_bytes_) {
+    for (const auto& [begin, chunk] : chunks_) {
+      const bool is_slab = chunk.bytes > chunk.class_bytes;
+      if (chunk.used_blocks == 0) idle.emplace_back(is_slab ? 0 : chunk.bytes, begin);
     }
+    std::sort(idle.rbegin(), idle.rend());
+  }
+  for (const auto& [order, begin] : idle) {
+    if (usage_.size_bytes + bytes <= max_bytes_) break;
+    ReleaseLocked(chunks_.find(begin));
   }
   return usage_.size_bytes + bytes <= max_bytes_;
 }
 
-void* PinnedPool::TakeFromSystemLocked(size_t bytes) {
+void* PinnedPool::TakeFromSystemLocked(size_t bytes, size_t class_bytes) {
   for (const std::shared_ptr<DeviceApi>& device : devices_) {
     void* memory = nullptr;
-    if (device->Use() == kSuccess && device->AllocatePinned(bytes, &memory) == kSuccess) {
-      chunks_.emplace(reinterpret_cast<uintptr_t>(memory),
-                      Chunk{.memory = memory, .bytes = bytes, .device = device.get()});
+    if (device->AllocatePinned(bytes, &memory) == kSuccess) {
+      chunks_.emplace(reinterpret_cast<uintptr_t>(memory), Chunk{.memory = memory,
+                                                                 .bytes = bytes,
+                                                                 .device = device.get(),
+                                                                 .class_bytes = class_bytes,
+                                                                 .used_blocks = 0});
       usage_.size_bytes += bytes;
       return memory;
     }
-    device->StickyError();  // else the failure would show at someone else's next call
   }
   return nullptr;
 }

@@ -4,7 +4,7 @@
 // cudaHostAlloc and cudaFreeHost wait for the device, so memory is taken in size classes (four to a
 // doubling), kept when it is given back, and given to the next one who asks for its class. Classes
 // up to 256 KiB are cut from slabs of 2 MiB. Where the bound is reached, idle memory of other
-// classes makes room; nothing else ever frees.
+// classes makes room, slabs of which nothing is in use last; nothing else ever frees.
 //
 // Thread-safety: as HostAllocator, and Contains from any thread.
 #ifndef FLASHBIAS_KERNELS_CUDA_PINNED_POOL_H_
@@ -45,6 +45,9 @@ class PinnedPool : public HostAllocator {
   // Whether all `bytes` from `data` on lie in memory of the pool.
   bool Contains(const void* data, size_t bytes) const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Less than the bound: a block takes up to a quarter more than it was asked for.
+  size_t max_total_bytes() const override { return max_bytes_ / 5 * 4; }
+
   Usage usage() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
@@ -54,19 +57,27 @@ class PinnedPool : public HostAllocator {
   bool GrowLocked(size_t class_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Gives idle memory of other classes back until `bytes` more fit under the bound.
   bool MakeRoomLocked(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void* TakeFromSystemLocked(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void* TakeFromSystemLocked(size_t bytes, size_t class_bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Constant after construction.
   const std::vector<std::shared_ptr<DeviceApi>> devices_;
   const size_t max_bytes_;
 
   mutable absl::Mutex mutex_;
-  // Everything taken from the system, by address, and who gave it.
+  // Everything taken from the system, by address, and who gave it. A chunk is a block or a slab of
+  // blocks of one class.
   struct Chunk {
     void* memory;
     size_t bytes;
     DeviceApi* device;
+    size_t class_bytes;
+    size_t used_blocks;
   };
+  Chunk& ChunkOfLocked(const void* block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Gives back a chunk of which nothing is in use.
+  void ReleaseLocked(std::map<uintptr_t, Chunk>::iterator chunk)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::map<uintptr_t, Chunk> chunks_ ABSL_GUARDED_BY(mutex_);
   // Idle blocks: class bytes -> addresses, last in first out.
   std::map<size_t, std::vector<void*>> idle_ ABSL_GUARDED_BY(mutex_);

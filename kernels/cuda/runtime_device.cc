@@ -9,6 +9,29 @@ static_assert(kSuccess == cudaSuccess && kOutOfMemory == cudaErrorMemoryAllocati
 
 cudaEvent_t Native(Event* event) { return reinterpret_cast<cudaEvent_t>(event); }
 
+// Of a call whose failure changes nothing: else it would show at someone else's next call.
+void Forget(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+}
+
+// Makes a device current on this thread for a while.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int ordinal) {
+    Forget(cudaGetDevice(&before_));
+    error_ = cudaSetDevice(ordinal);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+  ~CurrentDevice() { Forget(cudaSetDevice(before_)); }
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  int before_ = 0;
+  cudaError_t error_ = cudaSuccess;
+};
+
 }  // namespace
 
 ErrorCode RuntimeDevice::Use() { return cudaSetDevice(ordinal_); }
@@ -22,13 +45,21 @@ ErrorCode RuntimeDevice::AllocateDevice(size_t bytes, void** memory) {
   return cudaMalloc(memory, bytes);
 }
 
-void RuntimeDevice::FreeDevice(void* memory) { cudaFree(memory); }
+void RuntimeDevice::FreeDevice(void* memory) { Forget(cudaFree(memory)); }
 
 ErrorCode RuntimeDevice::AllocatePinned(size_t bytes, void** memory) {
-  return cudaHostAlloc(memory, bytes, cudaHostAllocPortable);
+  const CurrentDevice current(ordinal_);
+  cudaError_t error = current.error();
+  if (error == cudaSuccess) error = cudaHostAlloc(memory, bytes, cudaHostAllocPortable);
+  Forget(error);
+  return error;
 }
 
-void RuntimeDevice::FreePinned(void* memory) { cudaFreeHost(memory); }
+void RuntimeDevice::FreePinned(void* memory) {
+  const CurrentDevice current(ordinal_);
+  Forget(current.error());
+  Forget(cudaFreeHost(memory));
+}
 
 ErrorCode RuntimeDevice::CreateStream(Stream** stream) {
   cudaStream_t native = nullptr;
@@ -38,7 +69,7 @@ ErrorCode RuntimeDevice::CreateStream(Stream** stream) {
 }
 
 void RuntimeDevice::DestroyStream(Stream* stream) {
-  cudaStreamDestroy(flashbias::cuda::Native(stream));
+  Forget(cudaStreamDestroy(flashbias::cuda::Native(stream)));
 }
 
 ErrorCode RuntimeDevice::CreateEvent(Event** event) {
@@ -48,7 +79,7 @@ ErrorCode RuntimeDevice::CreateEvent(Event** event) {
   return error;
 }
 
-void RuntimeDevice::DestroyEvent(Event* event) { cudaEventDestroy(Native(event)); }
+void RuntimeDevice::DestroyEvent(Event* event) { Forget(cudaEventDestroy(Native(event))); }
 
 ErrorCode RuntimeDevice::Copy(void* to, const void* from, size_t bytes, CopyKind kind,
                               Stream* stream) {

@@ -104,14 +104,14 @@ absl::Status Slot::RunPart(absl::Span<const AttentionProblem* const> problems,
                                         workspace_bytes, &needed, &inputs, &plans, &outputs);
     if (status.ok() && needed <= workspace_bytes) break;
     // What was enqueued still reads and writes memory that is not ours to keep.
-    static_cast<void>(parts_.device->Wait(stream_));
+    if (parts_.device->Wait(stream_) != kSuccess) parts_.device->StickyError();
     FLASHBIAS_RETURN_IF_ERROR(status);
     range = DeviceRange();
     workspace_bytes = needed;
   }
   absl::Status computed = WaitForResults();
   if (!computed.ok()) {
-    static_cast<void>(parts_.device->Wait(stream_));
+    if (parts_.device->Wait(stream_) != kSuccess) parts_.device->StickyError();
     return computed;
   }
 

@@ -135,6 +135,22 @@ TEST_F(CudaBackendTest, AnswersAreThoseOfTheKernels) {
   EXPECT_EQ(backend_->usage().pinned_used_bytes, 0);
 }
 
+TEST_F(CudaBackendTest, DevicesShareAPoolAndStayApart) {
+  const auto second = std::make_shared<FakeDevice>();
+  pool_ = std::make_shared<PinnedPool>(std::vector<std::shared_ptr<DeviceApi>>{device_, second},
+                                       64 * kMiB);
+  for (const std::shared_ptr<FakeDevice>& device : {second, device_}) {
+    auto backend = CudaBackend::Create(
+        Options(), device, std::make_unique<FakePlanner>(device.get(), 4096, 4096), pool_,
+        {.name = "cuda", .device_label = "3", .dtypes = {DType::kFloat16}});
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    // The pool is cold: it takes memory by way of the first device.
+    EXPECT_TRUE(OutputBytesOf(**backend, Small()) == ReferenceBytes(Small()));
+  }
+  pool_.reset();
+  EXPECT_EQ(second->live_objects(), 0);
+}
+
 TEST_F(CudaBackendTest, ABatchMayMixGroups) {
   Start();
   std::vector<AttentionCase> cases(6, Small());

@@ -104,6 +104,19 @@ TEST_F(PinnedPoolTest, IdleMemoryOfOtherClassesMakesRoom) {
   EXPECT_LE(device_->pinned_bytes(), 8 * kMiB);
 }
 
+TEST_F(PinnedPoolTest, IdleSlabsMakeRoomToo) {
+  Make(16 * kMiB);
+  for (size_t bytes = 4096; bytes <= 256 << 10; bytes += bytes / 4) {
+    EXPECT_TRUE(pool_->Allocate(bytes).ok()) << bytes;
+  }
+  const absl::StatusOr<HostBlock> held = pool_->Allocate(4096);
+  ASSERT_TRUE(held.ok());
+  const absl::StatusOr<HostBlock> large = pool_->Allocate(10 * kMiB);
+  EXPECT_TRUE(large.ok()) << large.status();
+  EXPECT_TRUE(pool_->Contains(held->data(), held->size()));
+  EXPECT_LE(device_->pinned_bytes(), 16 * kMiB);
+}
+
 TEST_F(PinnedPoolTest, WhereTheSystemHasNoMoreTheNextDeviceIsAsked) {
   const auto second = std::make_shared<FakeDevice>();
   pool_ = std::make_unique<PinnedPool>(std::vector<std::shared_ptr<DeviceApi>>{device_, second},

@@ -16,6 +16,11 @@
 namespace flashbias::support {
 namespace {
 
+constexpr cuda::ErrorCode kInvalidHandle = 400;  // cudaErrorInvalidResourceHandle
+
+// As CUDA's, of this thread.
+thread_local const FakeDevice* current_device = nullptr;
+
 using cuda::CopyKind;
 using cuda::ErrorCode;
 using cuda::kNotReady;
@@ -121,6 +126,7 @@ ErrorCode FakeDevice::BeginLocked(Call call) {
 }
 
 ErrorCode FakeDevice::Use() {
+  current_device = this;
   absl::MutexLock lock(&mutex_);
   return BeginLocked(Call::kUse);
 }
@@ -291,6 +297,7 @@ std::string FakeDevice::ErrorText(ErrorCode code) const {
 ErrorCode FakeDevice::Launch(std::function<void()> kernel, cuda::Stream* stream) {
   auto* const fake = reinterpret_cast<FakeStream*>(stream);
   absl::MutexLock lock(&mutex_);
+  if (current_device != this) return kInvalidHandle;
   const ErrorCode code = BeginLocked(Call::kLaunch);
   if (code != kSuccess) return code;
   Push(fake, [this, kernel = std::move(kernel), number = fake->number] {
