@@ -39,6 +39,8 @@ class TransportSubject {
 
 // The service and the client library, with a backend that computes nothing.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeServiceSubject(const TransportSetup& setup);
+// The same with q, k, v and o in memory that client and server share; needs unix_path.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeSharedSubject(const TransportSetup& setup);
 // A callback server and a stub of the generated classes, gRPC's own settings.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGeneratedSubject(const TransportSetup& setup);
 // Bare ByteBuffers: slices over the caller's memory, gathered once into a staging buffer on each
