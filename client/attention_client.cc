@@ -9,10 +9,13 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "client/channel_pool.h"
+#include "client/region_map.h"
+#include "client/region_placement.h"
 #include "client/request_validation.h"
 #include "client/retrying_call.h"
 #include "client/tensor_loans.h"
@@ -77,6 +80,7 @@ class AttentionClient::Impl {
   }
 
   const Options& options() const { return options_; }
+  const std::shared_ptr<RegionMap>& regions() const { return regions_; }
 
   // Makes the attempts; `done` runs once, before the call counts as ended.
   void Call(const CallOptions& options, RetryingCall::StartRpc start_rpc,
@@ -147,6 +151,7 @@ class AttentionClient::Impl {
 
   const Options options_;
   ChannelPool pool_;
+  const std::shared_ptr<RegionMap> regions_ = std::make_shared<RegionMap>();
 
   absl::Mutex mutex_;
   int64_t next_id_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -183,9 +188,15 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   }
   // Sizes are checked before anything is made, and once more when the encoding is known.
   const int64_t limit = impl_->options().max_message_bytes;
-  absl::Status size = CheckSize("the request", summary->request_bytes, limit);
-  if (size.ok()) size = CheckSize("the answer", summary->response_bytes, limit);
-  if (size.ok()) size = CheckBuffers(*summary, options.result);
+  absl::Status size = CheckBuffers(*summary, options.result);
+  RegionPlacement placement;
+  if (size.ok()) placement = PlaceTensors(request, options.result, *impl_->regions());
+  if (size.ok()) {
+    size = CheckSize("the request", summary->request_bytes - placement.request_bytes, limit);
+  }
+  if (size.ok()) {
+    size = CheckSize("the answer", summary->response_bytes - placement.response_bytes, limit);
+  }
   struct Messages {
     const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
     grpc::ByteBuffer request;  // attempts share its slices
@@ -193,7 +204,7 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   };
   auto messages = std::make_shared<Messages>();
   if (size.ok()) {
-    messages->request = EncodeRequest(request, *messages->loans);
+    messages->request = EncodeRequest(request, placement, *messages->loans);
     size = CheckSize("the request", static_cast<int64_t>(messages->request.Length()), limit);
   }
   if (!size.ok()) {
@@ -212,14 +223,25 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
         messages->request.Clear();
         return messages->loans->AllReturned();
       },
-      [messages, summary = *summary, buffers = options.result,
+      [messages, summary = *summary, buffers = options.result, placement,
        callback = std::move(callback)](absl::Status status) mutable {
         if (status.ok()) {
-          std::move(callback)(DecodeResult(summary, buffers, &messages->response));
+          std::move(callback)(DecodeResult(summary, buffers, placement, &messages->response));
         } else {
           std::move(callback)(std::move(status));
         }
       });
+}
+
+absl::StatusOr<std::unique_ptr<SharedRegion>> AttentionClient::CreateRegion(size_t bytes) {
+  const Options& options = impl_->options();
+  absl::string_view path = options.target;
+  if (!absl::ConsumePrefix(&path, "unix:")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("target is '", options.target, "'; accepted for shared memory: unix:PATH"));
+  }
+  absl::ConsumePrefix(&path, "//");
+  return SharedRegion::Create(std::string(path), bytes, options.default_timeout, impl_->regions());
 }
 
 absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo(const CallOptions& options) {

@@ -6,7 +6,8 @@
 // Thread-safety: every method may be called from any thread at any time; the destructor must be the
 // last call. Ownership: Attend and AttendAsync read what the request's views point at, without a
 // copy; it must live unchanged until Attend returns or AttendAsync's callback runs, and is no
-// longer read then. The request itself may go at once.
+// longer read then. The request itself may go at once. For memory in a region see
+// client/shared_region.h.
 //
 // Errors: what a server says comes back with its code and message. Made by the client itself:
 //
@@ -19,6 +20,7 @@
 #ifndef FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_
 #define FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -29,6 +31,7 @@
 #include "client/attention_types.h"
 #include "client/cancellation.h"
 #include "client/retry_policy.h"
+#include "client/shared_region.h"
 
 namespace flashbias::client {
 
@@ -81,6 +84,11 @@ class AttentionClient {
   // block; when the call ends without anything being sent it may run before AttendAsync returns.
   void AttendAsync(const AttendRequest& request, const CallOptions& options,
                    AttendCallback callback);
+
+  // Memory shared with the server (client/shared_region.h). Blocks, at most for the client's
+  // default_timeout. INVALID_ARGUMENT: the target is no "unix:PATH", or `bytes` is 0; UNAVAILABLE:
+  // nobody answers there or shared memory is off; RESOURCE_EXHAUSTED: a limit, which is named.
+  absl::StatusOr<std::unique_ptr<SharedRegion>> CreateRegion(size_t bytes);
 
   // What the server is and what it accepts. Blocks; retried as Attend is. Not to be called from a
   // callback.

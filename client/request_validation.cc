@@ -261,8 +261,13 @@ absl::StatusOr<RequestSummary> SummarizeRequest(const AttendRequest& request) {
 }
 
 absl::Status CheckBuffers(const RequestSummary& request, const ResultBuffers& buffers) {
-  const int64_t lse_values = request.want_lse ? request.total_q * request.num_q_heads : 0;
-  const int64_t o_bytes = request.response_bytes - lse_values * static_cast<int64_t>(sizeof(float));
+  // Saturated: a request may be larger than any memory.
+  const int64_t o_bytes =
+      TensorBytes(request.dtype, {request.total_q, request.num_q_heads, request.head_dim});
+  const int64_t lse_values =
+      request.want_lse ? TensorBytes(DType::kFloat32, {request.total_q, request.num_q_heads}) /
+                             static_cast<int64_t>(sizeof(float))
+                       : 0;
   if (!buffers.o.empty() && static_cast<int64_t>(buffers.o.size()) != o_bytes) {
     return Invalid("result.o has ", buffers.o.size(), " bytes; accepted: ", o_bytes, ", what o ",
                    Format({request.total_q, request.num_q_heads, request.head_dim}), " of ",

@@ -3,6 +3,7 @@
 #include <bit>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -37,7 +38,12 @@ size_t TensorBytes(const TensorView& tensor) {
   return bytes;
 }
 
-uint64_t FieldSize(int field, const TensorView& tensor) {
+using Place = std::optional<wire::RegionPlace>;
+
+uint64_t FieldSize(int field, const TensorView& tensor, const Place& place) {
+  if (place.has_value()) {
+    return wire::TensorInRegionSize(field, tensor.dtype, tensor.shape, *place);
+  }
   return wire::TensorFieldSize(field, tensor.dtype, tensor.shape, TensorBytes(tensor));
 }
 
@@ -48,7 +54,11 @@ class MessageSlices {
 
   wire::MessageWriter& writer() { return writer_; }
 
-  void Append(int field, const TensorView& tensor) {
+  void Append(int field, const TensorView& tensor, const Place& place) {
+    if (place.has_value()) {
+      writer_.TensorInRegion(field, tensor.dtype, tensor.shape, *place);
+      return;
+    }
     const size_t bytes = TensorBytes(tensor);
     writer_.TensorHeader(field, tensor.dtype, tensor.shape, bytes);
     if (bytes < kLendFrom) {
@@ -152,6 +162,17 @@ absl::StatusOr<Response> ReadResponse(grpc::ByteBuffer* message) {
                                           " bytes that are no AttendResponse: ", reader.error()));
 }
 
+// That a tensor is where it was asked for.
+absl::Status CheckPlace(const char* name, const wire::TensorField& tensor, const Place& place) {
+  const wire::RegionPlace expected = place.value_or(wire::RegionPlace());
+  if (tensor.place.region_id == expected.region_id && tensor.place.offset == expected.offset &&
+      (!place.has_value() || tensor.data.size == 0)) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(absl::StrCat("the server answered ", name, " elsewhere; expected: ",
+                                          place.has_value() ? "in its region" : "in the answer"));
+}
+
 absl::Status CheckLse(const RequestSummary& request, const wire::TensorField& lse) {
   const std::vector<int64_t> shape = {request.total_q, request.num_q_heads};
   if (lse.dtype != wire::kFloat32 || lse.shape != shape) {
@@ -168,7 +189,8 @@ absl::Status CheckLse(const RequestSummary& request, const wire::TensorField& ls
 
 }  // namespace
 
-grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans& loans) {
+grpc::ByteBuffer EncodeRequest(const AttendRequest& request, const RegionPlacement& placement,
+                               TensorLoans& loans) {
   MessageSlices slices(loans);
   wire::MessageWriter& writer = slices.writer();
   writer.Packed(RequestNumber::kQLens, request.q_lens);
@@ -188,23 +210,27 @@ grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans& loans)
     const auto count = static_cast<int64_t>(alibi->slopes.size());
     TensorView slopes{.dtype = DType::kFloat32, .shape = {count}, .data = alibi->slopes.data()};
     if (count != q_heads) slopes.shape = {count / q_heads, q_heads};
-    writer.LengthDelimited(RequestNumber::kAlibi, FieldSize(AlibiNumber::kSlopes, slopes));
-    slices.Append(AlibiNumber::kSlopes, slopes);
+    writer.LengthDelimited(RequestNumber::kAlibi, FieldSize(AlibiNumber::kSlopes, slopes, {}));
+    slices.Append(AlibiNumber::kSlopes, slopes, {});
   } else if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
     writer.LengthDelimited(RequestNumber::kLowRank,
-                           FieldSize(LowRankNumber::kPhiQ, low_rank->phi_q) +
-                               FieldSize(LowRankNumber::kPhiK, low_rank->phi_k));
-    slices.Append(LowRankNumber::kPhiQ, low_rank->phi_q);
-    slices.Append(LowRankNumber::kPhiK, low_rank->phi_k);
+                           FieldSize(LowRankNumber::kPhiQ, low_rank->phi_q, placement.phi_q) +
+                               FieldSize(LowRankNumber::kPhiK, low_rank->phi_k, placement.phi_k));
+    slices.Append(LowRankNumber::kPhiQ, low_rank->phi_q, placement.phi_q);
+    slices.Append(LowRankNumber::kPhiK, low_rank->phi_k, placement.phi_k);
   }
-  slices.Append(RequestNumber::kQ, request.q);
-  slices.Append(RequestNumber::kK, request.k);
-  slices.Append(RequestNumber::kV, request.v);
+  slices.Append(RequestNumber::kQ, request.q, placement.q);
+  slices.Append(RequestNumber::kK, request.k, placement.k);
+  slices.Append(RequestNumber::kV, request.v, placement.v);
+  if (placement.o.has_value()) writer.Place(RequestNumber::kOPlace, *placement.o);
+  if (placement.lse.has_value()) writer.Place(RequestNumber::kLsePlace, *placement.lse);
   return slices.Take();
 }
 
 absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
-                                          const ResultBuffers& buffers, grpc::ByteBuffer* message) {
+                                          const ResultBuffers& buffers,
+                                          const RegionPlacement& placement,
+                                          grpc::ByteBuffer* message) {
   absl::StatusOr<Response> response = ReadResponse(message);
   if (!response.ok()) return response.status();
   const std::optional<DType> dtype = wire::DTypeFromWire(response->o.dtype);
@@ -213,24 +239,32 @@ absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
                                             response->o.dtype,
                                             "; expected: ", Name(request.dtype)));
   }
+  for (const auto& [name, tensor, place] : {std::tuple{"o", &response->o, &placement.o},
+                                            std::tuple{"lse", &response->lse, &placement.lse}}) {
+    if (absl::Status status = CheckPlace(name, *tensor, *place); !status.ok()) return status;
+  }
   AnswerSummary answer = {.dtype = *dtype,
                           .shape = std::move(response->o.shape),
-                          .o_bytes = static_cast<int64_t>(response->o.data.size)};
+                          .o_bytes = static_cast<int64_t>(
+                              placement.o.has_value() ? buffers.o.size() : response->o.data.size)};
   if (request.want_lse) {
     if (absl::Status status = CheckLse(request, response->lse); !status.ok()) return status;
-    answer.lse_values = static_cast<int64_t>(response->lse.data.size / sizeof(float));
+    answer.lse_values = static_cast<int64_t>(
+        placement.lse.has_value() ? buffers.lse.size() : response->lse.data.size / sizeof(float));
   }
   if (absl::Status status = CheckAnswer(request, answer); !status.ok()) return status;
 
   AttendResult result{
       .dtype = *dtype, .shape = std::move(answer.shape), .timing = response->timing};
-  if (!buffers.o.empty()) {
+  if (placement.o.has_value()) {
+    // It is there.
+  } else if (!buffers.o.empty()) {
     const wire::GatherItem o = {.from = response->o.data, .to = buffers.o.data()};
     wire::Gather(response->slices, {&o, 1}, nullptr);
   } else {
     wire::AppendTo(response->slices, response->o.data, &result.o);
   }
-  if (request.want_lse) {
+  if (request.want_lse && !placement.lse.has_value()) {
     float* to = buffers.lse.data();
     if (buffers.lse.empty()) {
       result.lse.resize(static_cast<size_t>(answer.lse_values));

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "client/attention_types.h"
+#include "client/region_placement.h"
 #include "client/request_validation.h"
 #include "client/tensor_loans.h"
 #include "flashbias/v1/attention.pb.h"
@@ -15,15 +16,18 @@
 
 namespace flashbias::client {
 
-// The message's bytes; tensors are lent by `loans`, small ones copied. `loans` null: all are
-// copied. REQUIRES: SummarizeRequest(request) is OK.
-grpc::ByteBuffer EncodeRequest(const AttendRequest& request, TensorLoans& loans);
+// The message's bytes; tensors are lent by `loans`, small ones copied, those in regions named.
+// REQUIRES: SummarizeRequest(request) is OK.
+grpc::ByteBuffer EncodeRequest(const AttendRequest& request, const RegionPlacement& placement,
+                               TensorLoans& loans);
 
-// Consumes `message`. The tensors go to `buffers` where those are given, else into the result.
-// INTERNAL: the message is no answer to the request; nothing was written to `buffers`.
-// REQUIRES: CheckBuffers(request, buffers) is OK.
+// Consumes `message`. The tensors go to `buffers` where those are given, else into the result;
+// those in regions are there already. INTERNAL: the message is no answer to the request; nothing
+// was written to `buffers` outside of regions. REQUIRES: CheckBuffers(request, buffers) is OK.
 absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
-                                          const ResultBuffers& buffers, grpc::ByteBuffer* message);
+                                          const ResultBuffers& buffers,
+                                          const RegionPlacement& placement,
+                                          grpc::ByteBuffer* message);
 
 ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& message);
 

@@ -1,5 +1,5 @@
 // The fields of an AttendRequest as they came, before anything was checked. Small fields are
-// copied; of tensors' elements only their place in the message is known.
+// copied; of tensors' elements only their place in the message or in a region is known.
 //
 // Thread-safety: plain values.
 #ifndef FLASHBIAS_SERVER_ATTEND_FIELDS_H_
@@ -32,6 +32,8 @@ struct AttendFields {
   wire::TensorField q;
   wire::TensorField k;
   wire::TensorField v;
+  std::optional<wire::RegionPlace> o_place;
+  std::optional<wire::RegionPlace> lse_place;
 };
 
 }  // namespace flashbias::server

@@ -59,6 +59,12 @@ void ReadOptionalFloat(MessageReader* reader, std::optional<float>* value) {
   if (reader->ReadFloat(&read)) *value = read;
 }
 
+// Present once its message is, though that may be empty; as ReadTensor.
+void ReadOptionalPlace(MessageReader* reader, std::optional<wire::RegionPlace>* place) {
+  wire::RegionPlace read = place->value_or(wire::RegionPlace());
+  if (wire::ReadPlace(reader, &read)) *place = read;
+}
+
 void ReadField(MessageReader* reader, AttendFields* fields) {
   switch (reader->field()) {
     case RequestNumber::kQLens:
@@ -92,6 +98,10 @@ void ReadField(MessageReader* reader, AttendFields* fields) {
       return wire::ReadTensor("k.shape", reader, &fields->k);
     case RequestNumber::kV:
       return wire::ReadTensor("v.shape", reader, &fields->v);
+    case RequestNumber::kOPlace:
+      return ReadOptionalPlace(reader, &fields->o_place);
+    case RequestNumber::kLsePlace:
+      return ReadOptionalPlace(reader, &fields->lse_place);
     default:
       return reader->Skip();
   }

@@ -73,6 +73,21 @@ absl::StatusOr<DType> CheckTensor(const char* name, const wire::TensorField& ten
       return Invalid(name, ".shape is ", ShapeText(tensor.shape), "; accepted: at most 2^62 bytes");
     }
   }
+  if (tensor.place.region_id != 0) {
+    if (tensor.data.size != 0) {
+      return Invalid(name, ".data has ", tensor.data.size, " bytes beside ", name,
+                     ".region_id; accepted: one of the two");
+    }
+    if (bytes > kMaxRegionTensorBytes) {
+      return Invalid(name, ".shape is ", ShapeText(tensor.shape),
+                     "; accepted: at most 2^48 bytes in a region");
+    }
+    return *dtype;
+  }
+  if (tensor.place.offset != 0) {
+    return Invalid(name, ".region_offset is ", tensor.place.offset, " without ", name,
+                   ".region_id; accepted: both or none");
+  }
   if (tensor.data.size != static_cast<uint64_t>(bytes)) {
     return Invalid(name, ".data has ", tensor.data.size, " bytes; accepted: ", bytes, ", what ",
                    name, ".shape ", ShapeText(tensor.shape), " of ", Name(*dtype), " takes");
@@ -241,6 +256,8 @@ absl::Status CheckAlibi(const wire::TensorField& slopes, size_t num_sequences,
   const absl::StatusOr<DType> dtype =
       CheckTensor(kName, slopes, layout, per_sequence ? 2 : 1, kAccepted);
   if (!dtype.ok()) return dtype.status();
+  // Their values are checked, and could change in a region afterwards.
+  if (slopes.place.region_id != 0) return Invalid(kName, ".region_id is set; accepted: data");
   if (slopes.shape.back() != problem->num_q_heads ||
       (per_sequence && slopes.shape[0] != static_cast<int64_t>(num_sequences))) {
     return Invalid(kName, ".shape is ", ShapeText(slopes.shape), "; accepted: [",
@@ -313,13 +330,16 @@ absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
   }
   if (!status.ok()) return status;
 
-  // o has the size of q, which came over the wire, and lse has at most 4 bytes for every element of
-  // q: neither product can overflow.
-  valid.o_bytes = static_cast<int64_t>(fields.q.data.size);
+  // q's size was checked, o has the same, and lse has at most 4 bytes for every element of q, which
+  // came over the wire or is bounded: neither product can overflow.
+  valid.o_bytes = problem.total_q * problem.num_q_heads * problem.head_dim *
+                  static_cast<int64_t>(SizeOf(problem.dtype));
   if (fields.want_lse) {
     valid.lse_bytes = problem.total_q * problem.num_q_heads * static_cast<int64_t>(sizeof(float));
   }
-  const int64_t response_bytes = valid.o_bytes + valid.lse_bytes + kResponseOverheadBytes;
+  const int64_t response_bytes = (fields.o_place.has_value() ? 0 : valid.o_bytes) +
+                                 (fields.lse_place.has_value() ? 0 : valid.lse_bytes) +
+                                 kResponseOverheadBytes;
   if (response_bytes > limits.max_message_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "the response would take up to ", response_bytes, " bytes (o ", valid.o_bytes, ", lse ",

@@ -2,7 +2,8 @@
 // trust.
 //
 // Every product of sizes is checked for overflow, and every size against the bytes that really
-// came, before anything is allocated. Pure function, thread-safe.
+// came, before anything is allocated; region_binding.h does the latter for tensors in regions. Pure
+// function, thread-safe.
 #ifndef FLASHBIAS_SERVER_ATTEND_VALIDATION_H_
 #define FLASHBIAS_SERVER_ATTEND_VALIDATION_H_
 
@@ -23,6 +24,8 @@ inline constexpr int64_t kMaxHeads = 65536;
 inline constexpr int64_t kMaxSequences = 65536;
 // Upper bound of what an AttendResponse holds besides the elements of o and lse.
 inline constexpr int64_t kResponseOverheadBytes = 512;
+// Of a tensor in a region: far beyond any region, and no sum or multiple of it overflows.
+inline constexpr int64_t kMaxRegionTensorBytes = int64_t{1} << 48;
 
 struct AttendLimits {
   absl::Span<const DType> dtypes = {};  // that the backend serves
@@ -37,8 +40,8 @@ struct ValidatedAttend {
   AttentionProblem problem;
   std::vector<Sequence> sequences;
   int64_t num_slopes = 0;  // 0: no ALiBi
-  int64_t o_bytes = 0;
-  int64_t lse_bytes = 0;  // 0: not wanted
+  int64_t o_bytes = 0;     // in the response or at its place
+  int64_t lse_bytes = 0;   // 0: not wanted
 };
 
 // INVALID_ARGUMENT naming the field, what came and what is accepted; RESOURCE_EXHAUSTED where the

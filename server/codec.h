@@ -3,7 +3,8 @@
 //
 // A request takes two steps, so that nothing is allocated for one that is refused: Parse reads and
 // checks it where it lies, Stage makes the one copy of its tensors. The tensors of a response are
-// not copied: the returned buffer refers to the problem's storage and keeps it alive.
+// not copied: the returned buffer refers to the problem's storage and keeps it alive. Tensors in
+// regions are not copied at all; the storage keeps their regions.
 //
 // Thread-safety: free functions on their arguments.
 #ifndef FLASHBIAS_SERVER_CODEC_H_
@@ -24,32 +25,36 @@
 #include "server/attend_fields.h"
 #include "server/attend_validation.h"
 #include "server/pending_request.h"
+#include "server/region_binding.h"
+#include "server/region_registry.h"
 #include "wire/copy_pool.h"
 
 namespace flashbias::server {
 
-// A request that is known to be good; its tensors lie in the message's slices.
+// A request that is known to be good; its tensors lie in the message's slices or in regions.
 struct ParsedAttend {
   std::vector<grpc::Slice> slices;
   AttendFields fields;
   ValidatedAttend valid;
   std::vector<float> slopes;  // empty where there are none
+  RegionBinding regions;
 };
 
 struct DecodedAttend {
   AttentionProblem problem;
   std::unique_ptr<ProblemStorage> storage;  // owns all that `problem` points to
-  int64_t bytes = 0;                        // that the storage holds
+  int64_t bytes = 0;                        // that the storage holds, ranges of regions included
 };
 
-// Consumes `message`. Errors as ValidateAttend and CheckSlopes; INVALID_ARGUMENT also where the
-// bytes are no AttendRequest.
+// Consumes `message`. Errors as ValidateAttend, BindRegions and CheckSlopes; INVALID_ARGUMENT also
+// where the bytes are no AttendRequest. `regions` null: the call may not use any.
 absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
-                                                const AttendLimits& limits);
+                                                const AttendLimits& limits,
+                                                const RegionRegistry* regions = nullptr);
 
-// Copies the tensors into a block of `allocator`, lets go of the message and makes room for the
-// outputs. `copy_pool` null: the caller copies alone. Errors are the allocator's:
-// RESOURCE_EXHAUSTED where asking again may help.
+// Copies the message's tensors into a block of `allocator`, lets go of the message and makes room
+// for the outputs; what is in regions stays there. `copy_pool` null: the caller copies alone.
+// Errors are the allocator's: RESOURCE_EXHAUSTED where asking again may help.
 absl::StatusOr<DecodedAttend> StageAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
                                                  wire::CopyPool* copy_pool);
 

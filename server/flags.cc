@@ -17,6 +17,15 @@ ABSL_FLAG(std::string, listen_address, ServerOptions().listen_address,
 ABSL_FLAG(std::string, listen_unix, ServerOptions().listen_unix,
           "Path of a unix socket to serve gRPC on too, for callers on this host that run as this "
           "user (mode 0600). Empty: none.");
+ABSL_FLAG(std::string, shared_memory, "auto",
+          "Let callers on the unix socket keep tensors in memory that they share with the server: "
+          "on, off, or auto (on where --listen_unix is set). Its socket is PATH.regions.");
+ABSL_FLAG(int64_t, max_region_bytes, ServerOptions().max_region_bytes,
+          "Shared memory, in bytes, of all callers, at least 4096. Beyond: RESOURCE_EXHAUSTED.");
+ABSL_FLAG(int64_t, max_peer_region_bytes, ServerOptions().max_peer_region_bytes,
+          "Shared memory, in bytes, of one calling process, at least 4096.");
+ABSL_FLAG(int64_t, max_regions, ServerOptions().max_regions,
+          "Regions of shared memory of all callers, 1 to 65536.");
 ABSL_FLAG(std::string, metrics_address, ServerOptions().metrics_address,
           "Where to serve GET /metrics, host:port. Empty: nowhere.");
 ABSL_FLAG(std::string, port_file, "",
@@ -95,12 +104,26 @@ absl::StatusOr<LogFormat> ParseFormat(const std::string& format) {
       absl::StrCat("log_format is '", format, "'; accepted: text, json"));
 }
 
+absl::StatusOr<SharedMemory> ParseSharedMemory(const std::string& mode) {
+  if (mode == "auto") return SharedMemory::kAuto;
+  if (mode == "on") return SharedMemory::kOn;
+  if (mode == "off") return SharedMemory::kOff;
+  return absl::InvalidArgumentError(
+      absl::StrCat("shared_memory is '", mode, "'; accepted: on, off, auto"));
+}
+
 }  // namespace
 
 absl::StatusOr<ProgramOptions> OptionsFromFlags() {
   ProgramOptions options;
   options.server.listen_address = absl::GetFlag(FLAGS_listen_address);
   options.server.listen_unix = absl::GetFlag(FLAGS_listen_unix);
+  const absl::StatusOr<SharedMemory> shared = ParseSharedMemory(absl::GetFlag(FLAGS_shared_memory));
+  if (!shared.ok()) return shared.status();
+  options.server.shared_memory = *shared;
+  options.server.max_region_bytes = absl::GetFlag(FLAGS_max_region_bytes);
+  options.server.max_peer_region_bytes = absl::GetFlag(FLAGS_max_peer_region_bytes);
+  options.server.max_regions = absl::GetFlag(FLAGS_max_regions);
   options.server.metrics_address = absl::GetFlag(FLAGS_metrics_address);
   options.server.reflection = absl::GetFlag(FLAGS_reflection);
   options.server.scheduler = {.batch = {.max_work = absl::GetFlag(FLAGS_max_batch_work),

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -122,16 +123,34 @@ class Source final : public prometheus::Collectable {
  public:
   std::vector<prometheus::MetricFamily> Collect() const override {
     if (devices_ != nullptr) devices_->Refresh();
+    if (read_regions_ != nullptr) {
+      const RegionUsage usage = read_regions_();
+      regions_.Set(static_cast<double>(usage.regions));
+      region_bytes_.Set(static_cast<double>(usage.bytes));
+    }
     return registry_->Collect();
   }
   prometheus::Registry& registry() { return *registry_; }
   void WatchDevices(Metrics::ReadDevices read) {
     devices_ = std::make_unique<DeviceMetrics>(std::move(read), *registry_);
   }
+  void WatchRegions(std::function<RegionUsage()> read) { read_regions_ = std::move(read); }
 
  private:
   const std::unique_ptr<prometheus::Registry> registry_ = std::make_unique<prometheus::Registry>();
   std::unique_ptr<DeviceMetrics> devices_;
+  std::function<RegionUsage()> read_regions_;
+  prometheus::Gauge& regions_ =
+      prometheus::BuildGauge()
+          .Name("flashbias_shm_regions")
+          .Help("Regions of memory shared with callers, withdrawn ones in use included.")
+          .Register(*registry_)
+          .Add({});
+  prometheus::Gauge& region_bytes_ = prometheus::BuildGauge()
+                                         .Name("flashbias_shm_region_bytes")
+                                         .Help("Memory of these regions.")
+                                         .Register(*registry_)
+                                         .Add({});
 };
 
 }  // namespace
@@ -303,6 +322,10 @@ std::string Metrics::Serialize() const {
 }
 
 std::shared_ptr<prometheus::Collectable> Metrics::collectable() const { return impl_->source; }
+
+void Metrics::WatchRegions(std::function<RegionUsage()> read) {
+  impl_->source->WatchRegions(std::move(read));
+}
 
 void Metrics::WatchDevices(ReadDevices read) { impl_->source->WatchDevices(std::move(read)); }
 

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "kernels/attention_backend.h"
+#include "server/region_registry.h"
 
 namespace prometheus {
 class Collectable;
@@ -68,6 +69,8 @@ class Metrics {
   // From now on `read` is asked at every scrape, on its thread. Call it once, before the first one;
   // what it uses must live until the last one.
   void WatchDevices(ReadDevices read);
+  // The same for regions; without it there are none. `read` lives as long as the metrics.
+  void WatchRegions(std::function<RegionUsage()> read);
 
   // The text exposition format.
   std::string Serialize() const;

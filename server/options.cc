@@ -9,9 +9,13 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "server/attend_validation.h"
+#include "wire/region_protocol.h"
 
 namespace flashbias::server {
 namespace {
+
+// No overflow is near where sizes of this order are added up.
+constexpr int64_t kMaxRegionBytes = int64_t{1} << 48;
 
 absl::Status CheckAddress(const char* name, const std::string& address) {
   const size_t colon = address.rfind(':');
@@ -25,16 +29,25 @@ absl::Status CheckAddress(const char* name, const std::string& address) {
 }
 
 // What a sockaddr_un holds, its final zero left out; empty: no socket.
-absl::Status CheckSocketPath(const char* name, const std::string& path) {
+absl::Status CheckSocketPath(const char* name, const std::string& path, bool with_regions) {
   constexpr size_t kMaxPath = sizeof(sockaddr_un::sun_path) - 1;
+  const size_t max = with_regions ? kMaxPath - (sizeof(wire::kRegionSocketSuffix) - 1) : kMaxPath;
   // gRPC decodes % sequences in addresses.
-  if (path.size() <= kMaxPath && path.find('\0') == std::string::npos &&
+  if (path.size() <= max && path.find('\0') == std::string::npos &&
       path.find('%') == std::string::npos) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(absl::StrCat(name, " is '", path, "', ", path.size(),
-                                                 " bytes; accepted: a path of at most ", kMaxPath,
-                                                 " without %"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      name, " is '", path, "', ", path.size(), " bytes; accepted: a path without % of at most ",
+      max, with_regions ? absl::StrCat(", or ", kMaxPath, " with shared_memory off") : ""));
+}
+
+absl::Status CheckSharedMemory(const ServerOptions& options) {
+  if (options.shared_memory == SharedMemory::kOn && options.listen_unix.empty()) {
+    return absl::InvalidArgumentError(
+        "shared_memory is on and listen_unix is empty; accepted: a path there, or off or auto");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {
@@ -58,7 +71,12 @@ absl::Status Validate(const ServerOptions& options) {
   const SchedulerOptions& scheduler = options.scheduler;
   for (const absl::Status& status : {
            CheckAddress("listen_address", options.listen_address),
-           CheckSocketPath("listen_unix", options.listen_unix),
+           CheckSocketPath("listen_unix", options.listen_unix, SharedMemoryIsOn(options)),
+           CheckSharedMemory(options),
+           CheckRange("max_region_bytes", options.max_region_bytes, 4096, kMaxRegionBytes),
+           CheckRange("max_peer_region_bytes", options.max_peer_region_bytes, 4096,
+                      kMaxRegionBytes),
+           CheckRange("max_regions", options.max_regions, 1, 65536),
            options.metrics_address.empty()
                ? absl::OkStatus()
                : CheckAddress("metrics_address", options.metrics_address),
@@ -76,6 +94,14 @@ absl::Status Validate(const ServerOptions& options) {
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+bool SharedMemoryIsOn(const ServerOptions& options) {
+  return options.shared_memory != SharedMemory::kOff && !options.listen_unix.empty();
+}
+
+std::string RegionSocketPath(const ServerOptions& options) {
+  return absl::StrCat(options.listen_unix, wire::kRegionSocketSuffix);
 }
 
 }  // namespace flashbias::server

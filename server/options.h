@@ -14,6 +14,8 @@
 
 namespace flashbias::server {
 
+enum class SharedMemory { kAuto, kOn, kOff };
+
 struct ServerOptions {
   std::string listen_address = "0.0.0.0:8471";  // host:port; port 0 picks a free one
   std::string listen_unix = "";  // path of a unix socket that is served too; empty: none
@@ -39,11 +41,22 @@ struct ServerOptions {
   absl::Duration keepalive_timeout = absl::Seconds(20);  // and drop it after; at least 1 s
   absl::Duration min_ping_interval = absl::Seconds(10);  // clients that ping more often are dropped
 
+  // Memory shared with callers over listen_unix. kAuto: on where listen_unix is set; kOn without it
+  // is refused.
+  SharedMemory shared_memory = SharedMemory::kAuto;
+  int64_t max_region_bytes = int64_t{4} << 30;       // of all regions; at least 4096
+  int64_t max_peer_region_bytes = int64_t{2} << 30;  // of one process; at least 4096
+  int64_t max_regions = 1024;                        // 1 to 65536
+
   bool reflection = true;  // serve grpc.reflection
 };
 
 // INVALID_ARGUMENT naming the option, its value and what is accepted.
 absl::Status Validate(const ServerOptions& options);
+
+bool SharedMemoryIsOn(const ServerOptions& options);
+// The socket on which callers ask for shared memory. REQUIRES: SharedMemoryIsOn.
+std::string RegionSocketPath(const ServerOptions& options);
 
 }  // namespace flashbias::server
 

@@ -21,6 +21,8 @@
 #include "server/metrics_endpoint.h"
 #include "server/mutex.h"
 #include "server/reflection.h"
+#include "server/region_listener.h"
+#include "server/region_registry.h"
 #include "server/scheduler.h"
 #include "server/scheduler_thread.h"
 #include "server/service.h"
@@ -34,6 +36,8 @@ namespace {
 constexpr absl::Duration kFlushTime = absl::Seconds(1);
 // Calls that only end when they are cancelled (health watches, reflection) get this long.
 constexpr absl::Duration kStreamCloseTime = absl::Milliseconds(100);
+// For those that are told that there are regions enough.
+constexpr int64_t kSpareRegionConnections = 64;
 
 int Milliseconds(absl::Duration duration) {
   return static_cast<int>(absl::ToInt64Milliseconds(duration));
@@ -63,8 +67,15 @@ class Server::Impl {
         Scheduler::Create(options.scheduler, &clock_, &dispatcher_, &metrics_);
     if (!scheduler.ok()) return scheduler.status();
     scheduler_ = *std::move(scheduler);
+    if (SharedMemoryIsOn(options)) {
+      regions_ = std::make_shared<RegionRegistry>(
+          RegionLimits{.max_bytes = options.max_region_bytes,
+                       .max_peer_bytes = options.max_peer_region_bytes,
+                       .max_regions = options.max_regions});
+      metrics_.WatchRegions([regions = regions_] { return regions->usage(); });
+    }
     service_ = std::make_unique<Service>(options, WholeInfo(), &backends_[0]->host_allocator(),
-                                         &clock_, scheduler_.get(), &metrics_);
+                                         &clock_, scheduler_.get(), &metrics_, regions_.get());
     if (!options.metrics_address.empty()) {
       absl::StatusOr<std::unique_ptr<MetricsEndpoint>> endpoint =
           MetricsEndpoint::Create(options.metrics_address, metrics_);
@@ -72,7 +83,9 @@ class Server::Impl {
       metrics_endpoint_ = *std::move(endpoint);
     }
     scheduler_thread_ = std::make_unique<SchedulerThread>(scheduler_.get(), &clock_);
-    return Listen(options);
+    absl::Status listens = Listen(options);
+    if (listens.ok() && regions_ != nullptr) listens = ListenForRegions(options);
+    return listens;
   }
 
   int port() const { return port_; }
@@ -131,6 +144,16 @@ class Server::Impl {
     Health(grpc_.get()).SetServing(true);
     // Whichever of the two threads comes second sees what the other one did.
     if (no_device_) Health(grpc_.get()).SetServing(false);
+    return absl::OkStatus();
+  }
+
+  absl::Status ListenForRegions(const ServerOptions& options) {
+    absl::StatusOr<std::unique_ptr<RegionListener>> listener = RegionListener::Create(
+        {.path = RegionSocketPath(options),
+         .max_connections = static_cast<size_t>(options.max_regions + kSpareRegionConnections)},
+        regions_.get());
+    if (!listener.ok()) return listener.status();
+    region_listener_ = *std::move(listener);
     return absl::OkStatus();
   }
 
@@ -197,6 +220,8 @@ class Server::Impl {
   std::atomic<grpc::Server*> health_server_ = nullptr;
   Dispatcher dispatcher_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::shared_ptr<RegionRegistry> regions_;  // null: no shared memory
+  std::unique_ptr<RegionListener> region_listener_;
   std::unique_ptr<Service> service_;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint_;
   std::unique_ptr<grpc::Server> grpc_;

@@ -74,7 +74,9 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
     }
     absl::StatusOr<DecodedAttend> decoded;
     std::optional<absl::Duration> retry_after;
-    absl::StatusOr<ParsedAttend> parsed = ParseAttendRequest(message, service_->limits_);
+    absl::StatusOr<ParsedAttend> parsed = ParseAttendRequest(
+        message, service_->limits_,
+        TransportOf(*context_) == Transport::kUnix ? service_->regions_ : nullptr);
     if (parsed.ok()) {
       decoded =
           StageAttendRequest(*std::move(parsed), *service_->host_allocator_, &service_->copy_pool_);
@@ -162,12 +164,13 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
 
 Service::Service(const ServerOptions& options, const BackendInfo& backend,
                  HostAllocator* host_allocator, const Clock* clock, Scheduler* scheduler,
-                 Metrics* metrics)
+                 Metrics* metrics, const RegionRegistry* regions)
     : backend_(backend),
       host_allocator_(host_allocator),
       clock_(clock),
       scheduler_(scheduler),
       metrics_(metrics),
+      regions_(regions),
       copy_pool_(CopyThreads(options)) {
   limits_ = {.dtypes = backend_.dtypes,
              .max_head_dim = backend_.max_head_dim,

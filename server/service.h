@@ -26,6 +26,7 @@
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/options.h"
+#include "server/region_registry.h"
 #include "server/scheduler.h"
 #include "wire/copy_pool.h"
 
@@ -36,9 +37,11 @@ class Service final
           v1::AttentionService::WithCallbackMethod_GetServerInfo<v1::AttentionService::Service>> {
  public:
   // Requests and results lie in memory of `host_allocator`, which must outlive the service and all
-  // that it answered.
+  // that it answered. `regions`, null or with the service's life, is where calls over the unix
+  // socket may have theirs.
   Service(const ServerOptions& options, const BackendInfo& backend, HostAllocator* host_allocator,
-          const Clock* clock, Scheduler* scheduler, Metrics* metrics);
+          const Clock* clock, Scheduler* scheduler, Metrics* metrics,
+          const RegionRegistry* regions);
 
   grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,
                                    const grpc::ByteBuffer* request,
@@ -65,6 +68,7 @@ class Service final
   const Clock* const clock_;
   Scheduler* const scheduler_;
   Metrics* const metrics_;
+  const RegionRegistry* const regions_;
   wire::CopyPool copy_pool_;
 
   Mutex mutex_;

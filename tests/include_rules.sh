@@ -33,7 +33,7 @@ check_tree() {
     'gRPC and protobuf stay in service, codec, attend_reader and what wires the gRPC server'
   rule '^wire/' '' '^(kernels/|server/|client/|tests/|prometheus/|hwy/|tbb/|oneapi/)|\.pb\.h$' \
     'wire/ knows the contract, no generated class and nobody who uses it' '^kernels/dtype\.h$'
-  rule '^wire/(tensor_field|contract|copy_pool)\.(h|cc)$' '' "$wire|$wire_grpc" \
+  rule '^wire/(tensor_field|contract|copy_pool|region_protocol|unique_fd)\.(h|cc)$' '' "$wire|$wire_grpc" \
     'what the gRPC-free core includes is free of gRPC'
   rule '^server/' '^server/(metrics|metrics_endpoint)\.(h|cc)$' '^prometheus/' \
     'prometheus-cpp stays in metrics'
@@ -44,8 +44,8 @@ check_tree() {
   rule '^client/load/' '' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
     'the load generator sees the reference beside what the client sees' \
     '^kernels/((dtype|alibi|attention_problem)\.h$|reference/)'
-  rule '^client/(attention_client|attention_types|cancellation|retry_policy)\.h$' '' \
-    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|tensor_loans)" \
+  rule '^client/(attention_client|attention_types|cancellation|retry_policy|shared_region)\.h$' '' \
+    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|tensor_loans|region_map|region_placement)" \
     'public headers of the client show neither protobuf nor gRPC'
   rule '^client/(call|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
   return "$found"
@@ -147,6 +147,8 @@ self_test() {
   expect fail client/attention_client.h flashbias/v1/attention.pb.h
   expect fail client/attention_client.h grpcpp/grpcpp.h
   expect fail client/a.cc server/batch.h
+  expect fail client/shared_region.h wire/unique_fd.h
+  expect fail wire/region_protocol.h grpcpp/grpcpp.h
   expect pass client/load/verifier.h kernels/reference/reference_attention.h
   expect fail client/call/a.cc kernels/reference/reference_attention.h
   expect fail client/load/a.cc kernels/skip_table.h

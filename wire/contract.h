@@ -24,7 +24,14 @@ inline constexpr int kMaskFull = 2;
 struct TensorNumber {
   static constexpr int kDType = 1;
   static constexpr int kShape = 2;
+  static constexpr int kRegionId = 3;
+  static constexpr int kRegionOffset = 4;
   static constexpr int kData = 15;
+};
+
+struct PlaceNumber {
+  static constexpr int kRegionId = 1;
+  static constexpr int kOffset = 2;
 };
 
 struct AlibiNumber {
@@ -51,6 +58,8 @@ struct RequestNumber {
   static constexpr int kQ = 13;
   static constexpr int kK = 14;
   static constexpr int kV = 15;
+  static constexpr int kOPlace = 16;
+  static constexpr int kLsePlace = 17;
 };
 
 struct ResponseNumber {

@@ -151,10 +151,17 @@ bool MessageReader::ReadFloat(float* value) {
 }
 
 bool MessageReader::ReadDouble(double* value) {
+  uint64_t read = 0;
+  if (!ReadFixed64(&read)) return false;
+  *value = std::bit_cast<double>(read);
+  return true;
+}
+
+bool MessageReader::ReadFixed64(uint64_t* value) {
   if (WireType(tag_) != kFixed64) return SkipUnknown();
   uint64_t read = 0;
   if (!coded_.ReadLittleEndian64(&read)) return Fail();
-  *value = std::bit_cast<double>(read);
+  *value = read;
   return true;
 }
 

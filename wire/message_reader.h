@@ -58,6 +58,7 @@ class MessageReader {
   bool ReadBool(bool* value);
   bool ReadFloat(float* value);
   bool ReadDouble(double* value);
+  bool ReadFixed64(uint64_t* value);
   bool ReadBytes(ByteRange* value);
   // Appends one number or all of a packed run; Zigzag is for sint64. More than `limit` values fail
   // the message, with `name` in the error: a byte of a message must not become eight of memory

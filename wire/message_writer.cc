@@ -25,14 +25,24 @@ size_t VarintSize(uint64_t value) {
 
 size_t TagSize(int field) { return VarintSize(static_cast<uint64_t>(field) << 3); }
 
+// Of the fields of a place with these numbers.
+uint64_t PlaceSize(int id_field, int offset_field, const RegionPlace& place) {
+  uint64_t size = 0;
+  if (place.region_id != 0) size += TagSize(id_field) + sizeof(place.region_id);
+  if (place.offset != 0) size += TagSize(offset_field) + VarintSize(place.offset);
+  return size;
+}
+
 // Of the Tensor message without the tag and length of the field that holds it.
-uint64_t TensorSize(DType dtype, absl::Span<const int64_t> shape, uint64_t data_bytes) {
+uint64_t TensorSize(DType dtype, absl::Span<const int64_t> shape, uint64_t data_bytes,
+                    const RegionPlace& place) {
   uint64_t size = TagSize(TensorNumber::kDType) + VarintSize(static_cast<uint64_t>(ToWire(dtype)));
   if (!shape.empty()) {
     uint64_t packed = 0;
     for (const int64_t extent : shape) packed += VarintSize(static_cast<uint64_t>(extent));
     size += TagSize(TensorNumber::kShape) + VarintSize(packed) + packed;
   }
+  size += PlaceSize(TensorNumber::kRegionId, TensorNumber::kRegionOffset, place);
   if (data_bytes > 0) size += TagSize(TensorNumber::kData) + VarintSize(data_bytes) + data_bytes;
   return size;
 }
@@ -58,7 +68,11 @@ void MessageWriter::Varint(int field, int64_t value) {
 }
 
 void MessageWriter::Double(int field, double value) {
-  if (std::bit_cast<uint64_t>(value) == 0) return;
+  Fixed64(field, std::bit_cast<uint64_t>(value));
+}
+
+void MessageWriter::Fixed64(int field, uint64_t value) {
+  if (value == 0) return;
   Tag(field, kFixed64);
   Bytes(&value, sizeof(value));
 }
@@ -91,10 +105,25 @@ void MessageWriter::LengthDelimited(int field, uint64_t size) {
 
 void MessageWriter::TensorHeader(int field, DType dtype, absl::Span<const int64_t> shape,
                                  uint64_t data_bytes) {
-  LengthDelimited(field, TensorSize(dtype, shape, data_bytes));
+  LengthDelimited(field, TensorSize(dtype, shape, data_bytes, {}));
   Varint(TensorNumber::kDType, ToWire(dtype));
   Packed(TensorNumber::kShape, shape);
   if (data_bytes > 0) LengthDelimited(TensorNumber::kData, data_bytes);
+}
+
+void MessageWriter::TensorInRegion(int field, DType dtype, absl::Span<const int64_t> shape,
+                                   const RegionPlace& place) {
+  LengthDelimited(field, TensorSize(dtype, shape, 0, place));
+  Varint(TensorNumber::kDType, ToWire(dtype));
+  Packed(TensorNumber::kShape, shape);
+  Fixed64(TensorNumber::kRegionId, place.region_id);
+  Varint(TensorNumber::kRegionOffset, static_cast<int64_t>(place.offset));
+}
+
+void MessageWriter::Place(int field, const RegionPlace& place) {
+  LengthDelimited(field, PlaceSize(PlaceNumber::kRegionId, PlaceNumber::kOffset, place));
+  Fixed64(PlaceNumber::kRegionId, place.region_id);
+  Varint(PlaceNumber::kOffset, static_cast<int64_t>(place.offset));
 }
 
 void MessageWriter::Bytes(const void* data, size_t size) {
@@ -103,7 +132,13 @@ void MessageWriter::Bytes(const void* data, size_t size) {
 
 uint64_t TensorFieldSize(int field, DType dtype, absl::Span<const int64_t> shape,
                          uint64_t data_bytes) {
-  const uint64_t size = TensorSize(dtype, shape, data_bytes);
+  const uint64_t size = TensorSize(dtype, shape, data_bytes, {});
+  return TagSize(field) + VarintSize(size) + size;
+}
+
+uint64_t TensorInRegionSize(int field, DType dtype, absl::Span<const int64_t> shape,
+                            const RegionPlace& place) {
+  const uint64_t size = TensorSize(dtype, shape, 0, place);
   return TagSize(field) + VarintSize(size) + size;
 }
 

@@ -12,6 +12,7 @@
 
 #include "absl/types/span.h"
 #include "kernels/dtype.h"
+#include "wire/tensor_field.h"
 
 namespace flashbias::wire {
 
@@ -21,6 +22,7 @@ class MessageWriter {
   void Varint(int field, int64_t value);
   void Bool(int field, bool value) { Varint(field, value ? 1 : 0); }
   void Double(int field, double value);
+  void Fixed64(int field, uint64_t value);
   void Packed(int field, absl::Span<const int64_t> values);
   void PackedZigzag(int field, absl::Span<const int64_t> values);
   // A field with presence: written always.
@@ -30,6 +32,10 @@ class MessageWriter {
   void LengthDelimited(int field, uint64_t size);
   // A Tensor field up to its elements, of which `data_bytes` follow (in the string or beside it).
   void TensorHeader(int field, DType dtype, absl::Span<const int64_t> shape, uint64_t data_bytes);
+  // A Tensor field whose elements lie in a region.
+  void TensorInRegion(int field, DType dtype, absl::Span<const int64_t> shape,
+                      const RegionPlace& place);
+  void Place(int field, const RegionPlace& place);
   void Bytes(const void* data, size_t size);
 
   size_t size() const { return bytes_.size(); }
@@ -46,6 +52,9 @@ class MessageWriter {
 // Bytes that TensorHeader writes and the elements take together.
 uint64_t TensorFieldSize(int field, DType dtype, absl::Span<const int64_t> shape,
                          uint64_t data_bytes);
+// Bytes that TensorInRegion writes.
+uint64_t TensorInRegionSize(int field, DType dtype, absl::Span<const int64_t> shape,
+                            const RegionPlace& place);
 
 }  // namespace flashbias::wire
 

@@ -1,4 +1,4 @@
-// Reads one Tensor of the contract.
+// Reads one Tensor or RegionPlace of the contract.
 #ifndef FLASHBIAS_WIRE_TENSOR_READER_H_
 #define FLASHBIAS_WIRE_TENSOR_READER_H_
 
@@ -13,6 +13,9 @@ inline constexpr size_t kMaxExtents = 32;
 // The field at which `reader` stands, merged into `tensor` as protobuf merges a message that comes
 // twice. `name` is for errors. Outcome: reader->ok().
 void ReadTensor(const char* name, MessageReader* reader, TensorField* tensor);
+
+// The same for a RegionPlace; false: the field was none.
+bool ReadPlace(MessageReader* reader, RegionPlace* place);
 
 }  // namespace flashbias::wire
 

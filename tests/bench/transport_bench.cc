@@ -36,8 +36,9 @@ ABSL_FLAG(std::vector<std::string>, concurrency, (std::vector<std::string>{"1", 
 ABSL_FLAG(std::vector<std::string>, transports, (std::vector<std::string>{"tcp", "unix"}),
           "tcp, unix.");
 ABSL_FLAG(std::vector<std::string>, subjects,
-          (std::vector<std::string>{"generated", "echo", "service"}),
-          "generated, echo, service, gpu, python; ratios need the peers.");
+          (std::vector<std::string>{"generated", "echo", "service", "shared"}),
+          "generated, echo, service, gpu; shared, gpu_shared (over unix only), python (over tcp "
+          "only); ratios need the peers.");
 ABSL_FLAG(std::string, python_target, "127.0.0.1:8500", "Where peers/python_service.py listens.");
 ABSL_FLAG(int, connections, 2, "Connections of a client.");
 ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
@@ -111,15 +112,19 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> Make(const std::string& name,
   if (name == "echo") return MakeEchoSubject(setup);
   if (name == "service") return MakeServiceSubject(setup);
   if (name == "gpu") return MakeGpuSubject(setup);
+  if (name == "shared") return MakeSharedSubject(setup);
+  if (name == "gpu_shared") return MakeSharedGpuSubject(setup);
   if (name == "python") return MakePythonSubject(setup);
   return absl::InvalidArgumentError(
-      absl::StrCat("subjects has '", name, "'; accepted: generated, echo, service, gpu, python"));
+      absl::StrCat("subjects has '", name,
+                   "'; accepted: generated, echo, service, gpu, shared, gpu_shared, python"));
 }
 
 // One line for each subject; appends to `json`.
 absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
                      nlohmann::json* json) {
-  const std::vector<std::string> names = absl::GetFlag(FLAGS_subjects);
+  std::vector<std::string> names = absl::GetFlag(FLAGS_subjects);
+  if (transport != "unix") std::erase(names, "shared");
   TransportSetup setup = {
       .connections = absl::GetFlag(FLAGS_connections),
       .lanes = lanes,
@@ -169,9 +174,9 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
     const double p50 = f.Percentile(0.5);
     const double p99 = f.Percentile(0.99);
     const double cpu_ms = 1e3 * f.cpu_seconds / f.Count();
-    absl::PrintF("%-5s %6d %3d  %-10s %9.1f %9.3f %9.3f %7.3f %9.3f %8.2f %8.2f %8.2f\n", transport,
-                 size_kb, lanes, names[n], rate, p50, p99, 1e-9 * rate * bytes, cpu_ms,
-                 ratio("generated"), ratio("echo"), ratio("python"));
+    absl::PrintF("%-5s %6d %3d  %-10s %9.1f %9.3f %9.3f %7.3f %9.3f %8.2f %8.2f %8.2f %8.2f\n",
+                 transport, size_kb, lanes, names[n], rate, p50, p99, 1e-9 * rate * bytes, cpu_ms,
+                 ratio("generated"), ratio("echo"), ratio("service"), ratio("python"));
     json->push_back({{"transport", transport},
                      {"size_kb", size_kb},
                      {"bytes", bytes},
@@ -184,6 +189,7 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
                      {"cpu_ms_per_request", cpu_ms},
                      {"ratio_to_generated", ratio("generated")},
                      {"ratio_to_echo", ratio("echo")},
+                     {"ratio_to_service", ratio("service")},
                      {"ratio_to_python", ratio("python")}});
   }
   std::fflush(stdout);
@@ -192,9 +198,9 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
 
 absl::Status Run() {
   nlohmann::json rows = nlohmann::json::array();
-  std::printf("%-5s %6s %3s  %-10s %9s %9s %9s %7s %9s %8s %8s %8s\n", "over", "KiB in", "C",
+  std::printf("%-5s %6s %3s  %-10s %9s %9s %9s %7s %9s %8s %8s %8s %8s\n", "over", "KiB in", "C",
               "subject", "req/s", "p50 ms", "p99 ms", "GB/s", "CPU ms", "/gener.", "/echo",
-              "/python");
+              "/serv.", "/python");
   for (const std::string& transport : absl::GetFlag(FLAGS_transports)) {
     for (const std::string& size : absl::GetFlag(FLAGS_sizes_kb)) {
       for (const std::string& lanes : absl::GetFlag(FLAGS_concurrency)) {

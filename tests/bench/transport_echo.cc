@@ -54,7 +54,8 @@ class EchoSubject final : public TransportSubject {
   explicit EchoSubject(const TransportSetup& setup) : setup_(setup) {
     const auto bytes = static_cast<size_t>(setup.tokens * kTensorBytesPerToken);
     tensors_.assign(3, std::vector<char>(bytes));
-    for (size_t n = 0; n < 3; ++n) FillWithValues(static_cast<uint32_t>(n), &tensors_[n]);
+    for (size_t n = 0; n < 3; ++n)
+      FillWithValues(static_cast<uint32_t>(n), absl::MakeSpan(tensors_[n]));
     o_.assign(static_cast<size_t>(setup.lanes), std::vector<char>(bytes));
   }
   ~EchoSubject() override {
@@ -149,12 +150,12 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> MakePythonSubject(const Transp
   return subject;
 }
 
-void FillWithValues(uint32_t seed, std::vector<char>* tensor) {
+void FillWithValues(uint32_t seed, absl::Span<char> tensor) {
   uint32_t state = 2654435761U * (seed + 1);
-  for (size_t at = 0; at + 1 < tensor->size(); at += 2) {
+  for (size_t at = 0; at + 1 < tensor.size(); at += 2) {
     state = state * 1664525U + 1013904223U;
     const auto bits = static_cast<uint16_t>((state >> 16 & 0x83ff) | 0x3800);
-    std::memcpy(tensor->data() + at, &bits, sizeof(bits));
+    std::memcpy(tensor.data() + at, &bits, sizeof(bits));
   }
 }
 

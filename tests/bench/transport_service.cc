@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -34,21 +35,16 @@ class NullBackend final : public AttentionBackend {
 
 class ServiceSubject final : public TransportSubject {
  public:
-  explicit ServiceSubject(const TransportSetup& setup) : setup_(setup) {
-    const auto bytes = static_cast<size_t>(setup.tokens * kTensorBytesPerToken);
-    uint32_t seed = 0;
-    for (std::vector<char>* tensor : {&q_, &k_, &v_}) {
-      tensor->resize(bytes);
-      FillWithValues(seed++, tensor);
-    }
+  explicit ServiceSubject(const TransportSetup& setup)
+      : setup_(setup), bytes_(static_cast<size_t>(setup.tokens * kTensorBytesPerToken)) {
     slopes_.resize(kHeads);
     for (int n = 0; n < kHeads; ++n) {
       slopes_[static_cast<size_t>(n)] = std::exp2(-8.0F * static_cast<float>(n + 1) / kHeads);
     }
-    o_.assign(static_cast<size_t>(setup.lanes), std::vector<char>(bytes));
   }
 
-  absl::Status Start(std::vector<std::unique_ptr<AttentionBackend>> backends) {
+  // Tensors in shared memory, or in the heap.
+  absl::Status Start(std::vector<std::unique_ptr<AttentionBackend>> backends, bool shared) {
     server::ServerOptions options;
     options.listen_address = "127.0.0.1:0";
     options.metrics_address = "";
@@ -64,47 +60,86 @@ class ServiceSubject final : public TransportSubject {
          .num_connections = setup_.connections});
     if (!client.ok()) return client.status();
     client_ = *std::move(client);
+    const size_t total = (3 + static_cast<size_t>(setup_.lanes)) * bytes_;
+    if (shared) {
+      auto region = client_->CreateRegion(total);
+      if (!region.ok()) return region.status();
+      region_ = *std::move(region);
+      tensors_ = region_->data();
+    } else {
+      heap_.resize(total);
+      tensors_ = heap_.data();
+    }
+    std::fill_n(tensors_, total, '\0');
+    for (uint32_t n = 0; n < 3; ++n) FillWithValues(n, {tensors_ + n * bytes_, bytes_});
     return absl::OkStatus();
   }
 
   absl::Status Call(int lane) override {
     const std::vector<int64_t> shape = {setup_.tokens, kHeads, kHeadDim};
     const client::AttendRequest request = {
-        .q = {.dtype = DType::kFloat16, .shape = shape, .data = q_.data()},
-        .k = {.dtype = DType::kFloat16, .shape = shape, .data = k_.data()},
-        .v = {.dtype = DType::kFloat16, .shape = shape, .data = v_.data()},
+        .q = {.dtype = DType::kFloat16, .shape = shape, .data = tensors_},
+        .k = {.dtype = DType::kFloat16, .shape = shape, .data = tensors_ + bytes_},
+        .v = {.dtype = DType::kFloat16, .shape = shape, .data = tensors_ + 2 * bytes_},
         .mask = client::MaskKind::kCausal,
         .bias = client::AlibiSlopes{.slopes = slopes_}};
     client::CallOptions options;
-    options.result.o = absl::MakeSpan(o_[static_cast<size_t>(lane)]);
+    options.result.o = {tensors_ + (3 + static_cast<size_t>(lane)) * bytes_, bytes_};
     return client_->Attend(request, options).status();
   }
 
  private:
   const TransportSetup setup_;
-  std::vector<char> q_, k_, v_;
+  const size_t bytes_;  // of each of q, k, v and o
+  std::vector<char> heap_;
   std::vector<float> slopes_;
-  std::vector<std::vector<char>> o_;
   std::unique_ptr<server::Server> server_;
   std::unique_ptr<client::AttentionClient> client_;
+  std::unique_ptr<client::SharedRegion> region_;
+  char* tensors_ = nullptr;  // q, k, v, then one o for each lane
 };
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> Make(
+    const TransportSetup& setup, std::vector<std::unique_ptr<AttentionBackend>> backends,
+    bool shared) {
+  auto subject = std::make_unique<ServiceSubject>(setup);
+  if (absl::Status status = subject->Start(std::move(backends), shared); !status.ok()) {
+    return status;
+  }
+  return subject;
+}
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeComputingNothing(const TransportSetup& setup,
+                                                                       bool shared) {
+  std::vector<std::unique_ptr<AttentionBackend>> backends;
+  backends.push_back(std::make_unique<NullBackend>());
+  return Make(setup, std::move(backends), shared);
+}
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeOnGpus(const TransportSetup& setup,
+                                                             bool shared) {
+  auto backends = CreateBackends({.kind = "cuda"});
+  if (!backends.ok()) return backends.status();
+  return Make(setup, *std::move(backends), shared);
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeServiceSubject(const TransportSetup& setup) {
-  auto subject = std::make_unique<ServiceSubject>(setup);
-  std::vector<std::unique_ptr<AttentionBackend>> backends;
-  backends.push_back(std::make_unique<NullBackend>());
-  if (absl::Status status = subject->Start(std::move(backends)); !status.ok()) return status;
-  return subject;
+  return MakeComputingNothing(setup, /*shared=*/false);
+}
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeSharedSubject(const TransportSetup& setup) {
+  return MakeComputingNothing(setup, /*shared=*/true);
 }
 
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGpuSubject(const TransportSetup& setup) {
-  auto backends = CreateBackends({.kind = "cuda"});
-  if (!backends.ok()) return backends.status();
-  auto subject = std::make_unique<ServiceSubject>(setup);
-  if (absl::Status status = subject->Start(*std::move(backends)); !status.ok()) return status;
-  return subject;
+  return MakeOnGpus(setup, /*shared=*/false);
+}
+
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeSharedGpuSubject(
+    const TransportSetup& setup) {
+  return MakeOnGpus(setup, /*shared=*/true);
 }
 
 }  // namespace flashbias::bench

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 
 namespace flashbias::bench {
 
@@ -40,8 +41,11 @@ class TransportSubject {
 
 // The service and the client library, with a backend that computes nothing.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeServiceSubject(const TransportSetup& setup);
-// The same on the machine's GPUs: ALiBi with seed slopes, causal. NOT_FOUND where there are none.
+// The same with q, k, v and o in memory that client and server share; needs unix_path.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeSharedSubject(const TransportSetup& setup);
+// Both on the machine's GPUs: ALiBi with seed slopes, causal. NOT_FOUND where there are none.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGpuSubject(const TransportSetup& setup);
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeSharedGpuSubject(const TransportSetup& setup);
 // A callback server and a stub of the generated classes, gRPC's own settings.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGeneratedSubject(const TransportSetup& setup);
 // Bare ByteBuffers: slices over the caller's memory, gathered once into a staging buffer on each
@@ -51,7 +55,7 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> MakeEchoSubject(const Transpor
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakePythonSubject(const TransportSetup& setup);
 
 // float16 values of magnitude 0.5 to 1, different for each seed.
-void FillWithValues(uint32_t seed, std::vector<char>* tensor);
+void FillWithValues(uint32_t seed, absl::Span<char> tensor);
 
 }  // namespace flashbias::bench
 

@@ -50,6 +50,7 @@ struct BothRequests {
   std::vector<float> slopes;
   AttendRequest ours;
   v1::AttendRequest generated;
+  RegionPlacement placement;
 
   TensorView Tensor(DType dtype, std::vector<int64_t> shape, v1::Tensor* tensor) {
     size_t bytes = SizeOf(dtype);
@@ -109,6 +110,31 @@ struct BothRequests {
       default:
         break;
     }
+    Place(random, generated.mutable_q(), &placement.q);
+    Place(random, generated.mutable_k(), &placement.k);
+    Place(random, generated.mutable_v(), &placement.v);
+    if (generated.has_low_rank()) {
+      Place(random, generated.mutable_low_rank()->mutable_phi_q(), &placement.phi_q);
+      Place(random, generated.mutable_low_rank()->mutable_phi_k(), &placement.phi_k);
+    }
+    if (random() % 4 == 0) {
+      placement.o = {.region_id = random(), .offset = random() % 2};
+      generated.mutable_o_place()->set_region_id(placement.o->region_id);
+      generated.mutable_o_place()->set_offset(placement.o->offset);
+    }
+    if (random() % 4 == 0) {
+      placement.lse = {.region_id = random(), .offset = random()};
+      generated.mutable_lse_place()->set_region_id(placement.lse->region_id);
+      generated.mutable_lse_place()->set_offset(placement.lse->offset);
+    }
+  }
+
+  static void Place(Random& random, v1::Tensor* tensor, std::optional<wire::RegionPlace>* place) {
+    if (random() % 4 != 0) return;
+    *place = {.region_id = random(), .offset = random() % 3 << (random() % 60)};
+    tensor->clear_data();
+    tensor->set_region_id((*place)->region_id);
+    tensor->set_region_offset((*place)->offset);
   }
 };
 
@@ -119,7 +145,7 @@ TEST(WireCodecTest, RequestsAreByteForByteWhatTheGeneratedClassWrites) {
     const BothRequests both(random);
     const auto loans = std::make_shared<TensorLoans>();
     {
-      const grpc::ByteBuffer with_loans = EncodeRequest(both.ours, *loans);
+      const grpc::ByteBuffer with_loans = EncodeRequest(both.ours, both.placement, *loans);
       lent += loans->AllReturned() ? 0 : 1;
       const std::string text = Text(with_loans);
       ASSERT_EQ(with_loans.Length(), text.size());
@@ -196,7 +222,7 @@ TEST(WireCodecTest, AnswersAreReadInAnyOrderAndAnySlices) {
     const bool own = n % 2 == 0;
     ResultBuffers buffers;
     if (!own) buffers = {.o = absl::MakeSpan(o), .lse = absl::MakeSpan(lse)};
-    const auto result = DecodeResult(kSummary, buffers, &buffer);
+    const auto result = DecodeResult(kSummary, buffers, {}, &buffer);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_EQ(result->shape, (std::vector<int64_t>{3, 2, 4}));
     EXPECT_EQ(own ? result->o : o, response.o().data());
@@ -220,7 +246,7 @@ TEST(WireCodecTest, TruncatedAnswersAreInternalAndLeaveTheBuffersAlone) {
     std::string o(96, '?');
     std::vector<float> lse(6, -1);
     const ResultBuffers buffers = {.o = absl::MakeSpan(o), .lse = absl::MakeSpan(lse)};
-    EXPECT_EQ(DecodeResult(kSummary, buffers, &buffer).status().code(),
+    EXPECT_EQ(DecodeResult(kSummary, buffers, {}, &buffer).status().code(),
               absl::StatusCode::kInternal);
     EXPECT_EQ(o, std::string(96, '?'));
     EXPECT_EQ(lse, std::vector<float>(6, -1));

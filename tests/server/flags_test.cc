@@ -42,6 +42,10 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("listen_address", "127.0.0.1:1");
   Set("listen_unix", "/tmp/socket");
   Set("metrics_address", "127.0.0.1:2");
+  Set("shared_memory", "off");
+  Set("max_region_bytes", "5000");
+  Set("max_peer_region_bytes", "6000");
+  Set("max_regions", "7");
   Set("port_file", "/tmp/ports");
   Set("reflection", "false");
   Set("backend", "cpu");
@@ -72,6 +76,10 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_EQ(server.listen_address, "127.0.0.1:1");
   EXPECT_EQ(server.listen_unix, "/tmp/socket");
   EXPECT_EQ(server.metrics_address, "127.0.0.1:2");
+  EXPECT_EQ(server.shared_memory, SharedMemory::kOff);
+  EXPECT_EQ(server.max_region_bytes, 5000);
+  EXPECT_EQ(server.max_peer_region_bytes, 6000);
+  EXPECT_EQ(server.max_regions, 7);
   EXPECT_EQ(options->port_file, "/tmp/ports");
   EXPECT_FALSE(server.reflection);
   EXPECT_EQ(options->backend.kind, "cpu");
@@ -114,6 +122,8 @@ TEST_F(FlagsTest, BadValuesAreNamed) {
   };
   EXPECT_THAT(error_with("log_level", "loud"), HasSubstr("log_level is 'loud'; accepted: debug"));
   EXPECT_THAT(error_with("log_format", "xml"), HasSubstr("log_format is 'xml'; accepted: text"));
+  EXPECT_THAT(error_with("shared_memory", "yes"),
+              HasSubstr("shared_memory is 'yes'; accepted: on, off, auto"));
   EXPECT_THAT(error_with("drain_timeout", "-1s"), HasSubstr("drain_timeout is -1s"));
   EXPECT_THAT(error_with("max_batch_work", "0"), HasSubstr("max_batch_work is 0"));
 }

@@ -32,6 +32,8 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
            "flashbias_queue_requests gauge",
            "flashbias_queue_bytes gauge",
            "flashbias_inflight_requests gauge",
+           "flashbias_shm_regions gauge",
+           "flashbias_shm_region_bytes gauge",
            "flashbias_tiles_computed_total counter",
            "flashbias_tiles_skipped_total counter",
            "flashbias_received_bytes_total counter",
@@ -171,6 +173,20 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
       EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
     }
   }
+}
+
+TEST(MetricsTest, RegionsAreReadAtEveryScrape) {
+  Metrics metrics("1", "cpu");
+  EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_shm_regions 0\n"));
+  RegionUsage usage = {.regions = 2, .bytes = 8192};
+  metrics.WatchRegions([&] { return usage; });
+  std::string text = metrics.Serialize();
+  EXPECT_THAT(text, HasSubstr("\nflashbias_shm_regions 2\n"));
+  EXPECT_THAT(text, HasSubstr("\nflashbias_shm_region_bytes 8192\n"));
+  usage = {};
+  text = metrics.Serialize();
+  EXPECT_THAT(text, HasSubstr("\nflashbias_shm_regions 0\n"));
+  EXPECT_THAT(text, HasSubstr("\nflashbias_shm_region_bytes 0\n"));
 }
 
 TEST(MetricsEndpointTest, ServesWhatIsCounted) {

@@ -30,6 +30,21 @@ struct Case {
   std::function<void(ServerOptions*)> change;
 };
 
+TEST(OptionsTest, SharedMemoryGoesWithTheUnixSocket) {
+  ServerOptions options;
+  EXPECT_FALSE(SharedMemoryIsOn(options)) << "no unix socket";
+  options.listen_unix = std::string(99, 'x');
+  EXPECT_TRUE(SharedMemoryIsOn(options));
+  EXPECT_EQ(RegionSocketPath(options), options.listen_unix + ".regions");
+  EXPECT_TRUE(Validate(options).ok());
+  options.shared_memory = SharedMemory::kOn;
+  EXPECT_TRUE(Validate(options).ok());
+  options.shared_memory = SharedMemory::kOff;
+  EXPECT_FALSE(SharedMemoryIsOn(options));
+  options.listen_unix = std::string(107, 'x');
+  EXPECT_TRUE(Validate(options).ok()) << "no second path to fit";
+}
+
 class OptionsRefusalTest : public testing::TestWithParam<Case> {};
 
 TEST_P(OptionsRefusalTest, NamesTheOptionAndItsValue) {
@@ -50,6 +65,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"listen_address is 'h:-1'", [](auto* o) { o->listen_address = "h:-1"; }},
         Case{"metrics_address is 'h:x'", [](auto* o) { o->metrics_address = "h:x"; }},
         Case{"listen_unix is 'xxx", [](auto* o) { o->listen_unix = std::string(108, 'x'); }},
+        Case{"listen_unix is 'xxx", [](auto* o) { o->listen_unix = std::string(100, 'x'); }},
+        Case{"shared_memory is on and listen_unix is empty",
+             [](auto* o) { o->shared_memory = SharedMemory::kOn; }},
+        Case{"max_region_bytes is 4095", [](auto* o) { o->max_region_bytes = 4095; }},
+        Case{"max_peer_region_bytes is -1", [](auto* o) { o->max_peer_region_bytes = -1; }},
+        Case{"max_regions is 0", [](auto* o) { o->max_regions = 0; }},
         Case{"copy_threads is -1", [](auto* o) { o->copy_threads = -1; }},
         Case{"copy_threads is 65", [](auto* o) { o->copy_threads = 65; }},
         Case{"max_queue_requests is 0", [](auto* o) { o->scheduler.max_queue_requests = 0; }},

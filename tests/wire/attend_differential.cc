@@ -21,13 +21,25 @@ std::string Bits(bool present, float value) {
   return present ? absl::StrCat(absl::Hex(std::bit_cast<uint32_t>(value))) : "absent";
 }
 
-std::string Describe(bool present, int dtype, const std::string& shape, const std::string& data) {
+std::string Describe(bool present, int dtype, const std::string& shape, uint64_t region,
+                     uint64_t offset, const std::string& data) {
   if (!present) return "absent";
-  return absl::StrCat("dtype ", dtype, " shape [", shape, "] data '", data, "'");
+  return absl::StrCat("dtype ", dtype, " shape [", shape, "] region ", region, " + ", offset,
+                      " data '", data, "'");
 }
 
 std::string Describe(const v1::Tensor& tensor, bool present) {
-  return Describe(present, tensor.dtype(), absl::StrJoin(tensor.shape(), ","), tensor.data());
+  return Describe(present, tensor.dtype(), absl::StrJoin(tensor.shape(), ","), tensor.region_id(),
+                  tensor.region_offset(), tensor.data());
+}
+
+std::string Describe(bool present, uint64_t region, uint64_t offset) {
+  return present ? absl::StrCat(region, " + ", offset) : "absent";
+}
+
+std::string Describe(const std::optional<wire::RegionPlace>& place) {
+  const wire::RegionPlace read = place.value_or(wire::RegionPlace());
+  return Describe(place.has_value(), read.region_id, read.offset);
 }
 
 std::string Describe(const v1::AttendRequest& m) {
@@ -41,7 +53,9 @@ std::string Describe(const v1::AttendRequest& m) {
       Describe(m.alibi().slopes(), m.alibi().has_slopes()), "\nphi_q ",
       Describe(m.low_rank().phi_q(), m.low_rank().has_phi_q()), "\nphi_k ",
       Describe(m.low_rank().phi_k(), m.low_rank().has_phi_k()), "\nq ", Describe(m.q(), m.has_q()),
-      "\nk ", Describe(m.k(), m.has_k()), "\nv ", Describe(m.v(), m.has_v()));
+      "\nk ", Describe(m.k(), m.has_k()), "\nv ", Describe(m.v(), m.has_v()), "\no_place ",
+      Describe(m.has_o_place(), m.o_place().region_id(), m.o_place().offset()), "\nlse_place ",
+      Describe(m.has_lse_place(), m.lse_place().region_id(), m.lse_place().offset()));
 }
 
 std::string Describe(const wire::TensorField& tensor, absl::Span<const grpc::Slice> slices) {
@@ -51,7 +65,8 @@ std::string Describe(const wire::TensorField& tensor, absl::Span<const grpc::Sli
   const wire::GatherItem item = {.from = tensor.data, .to = gathered.data()};
   wire::Gather(slices, {&item, 1}, nullptr);
   if (gathered != data) return "Gather and AppendTo differ";
-  return Describe(tensor.present, tensor.dtype, absl::StrJoin(tensor.shape, ","), data);
+  return Describe(tensor.present, tensor.dtype, absl::StrJoin(tensor.shape, ","),
+                  tensor.place.region_id, tensor.place.offset, data);
 }
 
 std::string Describe(const AttendFields& f, absl::Span<const grpc::Slice> slices) {
@@ -64,7 +79,8 @@ std::string Describe(const AttendFields& f, absl::Span<const grpc::Slice> slices
       static_cast<int>(f.bias == WireBias::kAlibi), static_cast<int>(f.bias == WireBias::kLowRank),
       "\nslopes ", Describe(f.slopes, slices), "\nphi_q ", Describe(f.phi_q, slices), "\nphi_k ",
       Describe(f.phi_k, slices), "\nq ", Describe(f.q, slices), "\nk ", Describe(f.k, slices),
-      "\nv ", Describe(f.v, slices));
+      "\nv ", Describe(f.v, slices), "\no_place ", Describe(f.o_place), "\nlse_place ",
+      Describe(f.lse_place));
 }
 
 }  // namespace

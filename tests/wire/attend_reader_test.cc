@@ -29,6 +29,13 @@ void FillTensor(Random& random, v1::Tensor* tensor) {
   std::string data(random() % 40, '\0');
   for (char& byte : data) byte = static_cast<char>(random());
   if (random() % 8 != 0) tensor->set_data(data);
+  if (random() % 4 == 0) tensor->set_region_id(random());
+  if (random() % 4 == 0) tensor->set_region_offset(random() >> (random() % 64));
+}
+
+void FillPlace(Random& random, v1::RegionPlace* place) {
+  if (random() % 4 != 0) place->set_region_id(random());
+  if (random() % 4 != 0) place->set_offset(random() >> (random() % 64));
 }
 
 v1::AttendRequest RandomRequest(Random& random) {
@@ -53,6 +60,8 @@ v1::AttendRequest RandomRequest(Random& random) {
   if (random() % 8 != 0) FillTensor(random, request.mutable_q());
   if (random() % 8 != 0) FillTensor(random, request.mutable_k());
   if (random() % 8 != 0) FillTensor(random, request.mutable_v());
+  if (random() % 3 == 0) FillPlace(random, request.mutable_o_place());
+  if (random() % 3 == 0) FillPlace(random, request.mutable_lse_place());
   return request;
 }
 

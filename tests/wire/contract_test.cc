@@ -18,7 +18,12 @@ static_assert(v1::MASK_CAUSAL == kMaskCausal && v1::MASK_FULL == kMaskFull);
 using Tensor = v1::Tensor;
 static_assert(Tensor::kDtypeFieldNumber == TensorNumber::kDType &&
               Tensor::kShapeFieldNumber == TensorNumber::kShape &&
+              Tensor::kRegionIdFieldNumber == TensorNumber::kRegionId &&
+              Tensor::kRegionOffsetFieldNumber == TensorNumber::kRegionOffset &&
               Tensor::kDataFieldNumber == TensorNumber::kData);
+using Place = v1::RegionPlace;
+static_assert(Place::kRegionIdFieldNumber == PlaceNumber::kRegionId &&
+              Place::kOffsetFieldNumber == PlaceNumber::kOffset);
 static_assert(v1::AlibiBias::kSlopesFieldNumber == AlibiNumber::kSlopes);
 static_assert(v1::LowRankBias::kPhiQFieldNumber == LowRankNumber::kPhiQ &&
               v1::LowRankBias::kPhiKFieldNumber == LowRankNumber::kPhiK);
@@ -36,7 +41,9 @@ static_assert(Request::kQLensFieldNumber == RequestNumber::kQLens &&
               Request::kLowRankFieldNumber == RequestNumber::kLowRank &&
               Request::kQFieldNumber == RequestNumber::kQ &&
               Request::kKFieldNumber == RequestNumber::kK &&
-              Request::kVFieldNumber == RequestNumber::kV);
+              Request::kVFieldNumber == RequestNumber::kV &&
+              Request::kOPlaceFieldNumber == RequestNumber::kOPlace &&
+              Request::kLsePlaceFieldNumber == RequestNumber::kLsePlace);
 using Response = v1::AttendResponse;
 static_assert(Response::kTimingFieldNumber == ResponseNumber::kTiming &&
               Response::kLseFieldNumber == ResponseNumber::kLse &&
@@ -55,10 +62,11 @@ static_assert(Timing::kReceiveSecondsFieldNumber == TimingNumber::kReceiveSecond
 
 // A field that is added to the contract must be added to the readers.
 TEST(ContractTest, EveryFieldIsKnown) {
-  EXPECT_EQ(Request::descriptor()->field_count(), 14);
+  EXPECT_EQ(Request::descriptor()->field_count(), 16);
   EXPECT_EQ(Response::descriptor()->field_count(), 3);
   EXPECT_EQ(Timing::descriptor()->field_count(), 10);
-  EXPECT_EQ(Tensor::descriptor()->field_count(), 3);
+  EXPECT_EQ(Tensor::descriptor()->field_count(), 5);
+  EXPECT_EQ(Place::descriptor()->field_count(), 2);
 }
 
 TEST(ContractTest, TheMethodIsThatOfTheService) {

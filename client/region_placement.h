@@ -1,0 +1,36 @@
+// Which tensors of a call lie in regions.
+//
+// Thread-safety: plain values and a free function.
+#ifndef FLASHBIAS_CLIENT_REGION_PLACEMENT_H_
+#define FLASHBIAS_CLIENT_REGION_PLACEMENT_H_
+
+#include <cstdint>
+#include <optional>
+
+#include "client/attention_types.h"
+#include "client/region_map.h"
+#include "client/request_validation.h"
+#include "wire/tensor_field.h"
+
+namespace flashbias::client {
+
+struct RegionPlacement {
+  std::optional<wire::RegionPlace> q = {};
+  std::optional<wire::RegionPlace> k = {};
+  std::optional<wire::RegionPlace> v = {};
+  std::optional<wire::RegionPlace> phi_q = {};
+  std::optional<wire::RegionPlace> phi_k = {};
+  std::optional<wire::RegionPlace> o = {};
+  std::optional<wire::RegionPlace> lse = {};
+  // Bytes of tensors that need not be sent, of the request's and of the answer's.
+  int64_t request_bytes = 0;
+  int64_t response_bytes = 0;
+};
+
+// REQUIRES: SummarizeRequest(request) and CheckBuffers are OK.
+RegionPlacement PlaceTensors(const AttendRequest& request, const ResultBuffers& buffers,
+                             const RegionMap& regions);
+
+}  // namespace flashbias::client
+
+#endif  // FLASHBIAS_CLIENT_REGION_PLACEMENT_H_

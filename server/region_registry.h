@@ -1,0 +1,113 @@
+// Memory that callers on this host share with the server: made here, found by its id in requests,
+// kept until nobody uses it.
+//
+// A region is a memfd, sealed against growing and shrinking and with all of its pages allocated at
+// once: touching it can fault neither beyond its end nor for want of memory, whatever a caller does
+// with it. A caller may write to it at any time: nothing that decides over sizes or addresses may
+// be read from it.
+//
+// Thread-safety: thread-safe. Ownership: the registry holds a region until it is withdrawn;
+// requests hold it beside. Memory counts towards the limits until the last holder lets go. A region
+// may outlive its registry.
+#ifndef FLASHBIAS_SERVER_REGION_REGISTRY_H_
+#define FLASHBIAS_SERVER_REGION_REGISTRY_H_
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "server/mutex.h"
+#include "wire/unique_fd.h"
+
+namespace flashbias::server {
+
+struct RegionLimits {
+  int64_t max_bytes = 0;       // of all regions
+  int64_t max_peer_bytes = 0;  // of those of one process
+  int64_t max_regions = 0;
+};
+
+// Regions that exist, withdrawn ones in use included; bytes in whole pages.
+struct RegionUsage {
+  int64_t regions = 0;
+  int64_t bytes = 0;
+};
+
+// What regions hold of the limits.
+class RegionLedger {
+ public:
+  explicit RegionLedger(const RegionLimits& limits) : limits_(limits) {}
+
+  // RESOURCE_EXHAUSTED naming the limit, what is held and what was asked for.
+  absl::Status Take(pid_t peer, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Return(pid_t peer, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  RegionUsage usage() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  const RegionLimits limits_;
+  mutable Mutex mutex_;
+  RegionUsage usage_ ABSL_GUARDED_BY(mutex_);
+  std::map<pid_t, int64_t> peer_bytes_ ABSL_GUARDED_BY(mutex_);
+};
+
+class Region {
+ public:
+  // Takes over the mapping of `size` bytes and `held_bytes` of the ledger.
+  Region(uint64_t id, char* data, size_t size, pid_t peer, int64_t held_bytes,
+         std::shared_ptr<RegionLedger> ledger);
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+  ~Region();
+
+  uint64_t id() const { return id_; }
+  char* data() const { return data_; }  // aligned to a page
+  size_t size() const { return size_; }
+
+ private:
+  const uint64_t id_;
+  char* const data_;
+  const size_t size_;
+  const pid_t peer_;
+  const int64_t held_bytes_;
+  const std::shared_ptr<RegionLedger> ledger_;
+};
+
+class RegionRegistry {
+ public:
+  struct NewRegion {
+    uint64_t id = 0;
+    wire::UniqueFd fd;  // for the caller; the server's mapping needs it no more
+  };
+
+  explicit RegionRegistry(const RegionLimits& limits);
+  RegionRegistry(const RegionRegistry&) = delete;
+  RegionRegistry& operator=(const RegionRegistry&) = delete;
+
+  // A region for the process `peer`, filled with zeroes. INVALID_ARGUMENT: `bytes` is 0;
+  // RESOURCE_EXHAUSTED: a limit, or the system has no memory or descriptors. Takes about 0.3 ms for
+  // each MiB.
+  absl::StatusOr<NewRegion> Make(pid_t peer, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Null: there is none of that id, or it was withdrawn.
+  std::shared_ptr<const Region> Find(uint64_t id) const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Requests that hold it already go on; no other finds it.
+  void Withdraw(uint64_t id) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  RegionUsage usage() const { return ledger_->usage(); }
+
+ private:
+  const RegionLimits limits_;
+  const std::shared_ptr<RegionLedger> ledger_;
+  mutable Mutex mutex_;
+  std::map<uint64_t, std::shared_ptr<const Region>> regions_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace flashbias::server
+
+#endif  // FLASHBIAS_SERVER_REGION_REGISTRY_H_

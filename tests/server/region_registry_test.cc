@@ -1,0 +1,161 @@
+#include "server/region_registry.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/support/process_usage.h"
+
+namespace flashbias::server {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int64_t kPage = 4096;
+constexpr pid_t kPeer = 1001;
+
+RegionLimits Limits() {
+  return {.max_bytes = 16 * kPage, .max_peer_bytes = 8 * kPage, .max_regions = 5};
+}
+
+TEST(RegionRegistryTest, ARegionIsSealedMemoryThatBothEndsSee) {
+  RegionRegistry registry(Limits());
+  const auto made = registry.Make(kPeer, 5000);
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_NE(made->id, 0u);
+  struct stat file = {};
+  ASSERT_EQ(fstat(made->fd.get(), &file), 0);
+  EXPECT_EQ(file.st_size, 5000);
+  EXPECT_EQ(file.st_blocks * 512, 2 * kPage) << "all pages exist";
+  EXPECT_EQ(fcntl(made->fd.get(), F_GET_SEALS), F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  EXPECT_NE(ftruncate(made->fd.get(), 100), 0);
+  EXPECT_NE(ftruncate(made->fd.get(), 10000), 0);
+  EXPECT_NE(fcntl(made->fd.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  EXPECT_NE(fcntl(made->fd.get(), F_GETFD) & FD_CLOEXEC, 0);
+
+  const std::shared_ptr<const Region> region = registry.Find(made->id);
+  ASSERT_NE(region, nullptr);
+  EXPECT_EQ(region->size(), 5000u);
+  ASSERT_EQ(pwrite(made->fd.get(), "hello", 5, 4990), 5);
+  EXPECT_EQ(std::string(region->data() + 4990, 5), "hello");
+  // A hole is refilled with zeroes.
+  ASSERT_EQ(fallocate(made->fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2 * kPage), 0);
+  EXPECT_EQ(region->data()[4990], 0);
+}
+
+TEST(RegionRegistryTest, IdsDoNotRepeatAndCannotBeGuessedFromEachOther) {
+  RegionRegistry registry({.max_bytes = 1 << 20, .max_peer_bytes = 1 << 20, .max_regions = 100});
+  std::set<uint64_t> ids, high_halves;
+  for (int n = 0; n < 100; ++n) {
+    const auto made = registry.Make(kPeer, 1);
+    ASSERT_TRUE(made.ok());
+    ids.insert(made->id);
+    high_halves.insert(made->id >> 32);
+  }
+  EXPECT_EQ(ids.size(), 100u);
+  EXPECT_GT(high_halves.size(), 95u);
+}
+
+TEST(RegionRegistryTest, SizesBeyondTheLimitsAreRefusedWithTheLimit) {
+  RegionRegistry registry(Limits());
+  EXPECT_EQ(registry.Make(kPeer, 0).status().code(), absl::StatusCode::kInvalidArgument);
+  for (const uint64_t bytes : {uint64_t{16 * kPage + 1}, uint64_t{1} << 63, ~uint64_t{0}}) {
+    const absl::Status status = registry.Make(kPeer, bytes).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("limit is 65536"));
+  }
+  const absl::Status peer = registry.Make(kPeer, 8 * kPage + 1).status();
+  EXPECT_EQ(peer.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(peer.message()), HasSubstr("limit is 32768 a process"));
+  EXPECT_EQ(registry.usage().regions, 0);
+  EXPECT_EQ(registry.usage().bytes, 0);
+}
+
+TEST(RegionRegistryTest, LimitsHoldForAllRegionsTogether) {
+  RegionRegistry registry(Limits());
+  ASSERT_TRUE(registry.Make(kPeer, 8 * kPage).ok());
+  EXPECT_FALSE(registry.Make(kPeer, 1).ok()) << "the process has all it may";
+  ASSERT_TRUE(registry.Make(kPeer + 1, 7 * kPage).ok());
+  EXPECT_FALSE(registry.Make(kPeer + 2, 2 * kPage).ok()) << "the server has";
+  ASSERT_TRUE(registry.Make(kPeer + 2, 1).ok());
+  EXPECT_EQ(registry.usage().bytes, 16 * kPage);
+}
+
+TEST(RegionRegistryTest, TheirNumberIsLimited) {
+  RegionRegistry registry(Limits());
+  for (int n = 0; n < 5; ++n) ASSERT_TRUE(registry.Make(kPeer, 1).ok());
+  const absl::Status status = registry.Make(kPeer, 1).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("limit is 5"));
+}
+
+TEST(RegionRegistryTest, AWithdrawnRegionStaysForThoseWhoHoldItAndCounts) {
+  auto registry = std::make_unique<RegionRegistry>(Limits());
+  const auto made = registry->Make(kPeer, 8 * kPage);
+  ASSERT_TRUE(made.ok());
+  std::shared_ptr<const Region> held = registry->Find(made->id);
+  registry->Withdraw(made->id);
+  registry->Withdraw(made->id);
+  EXPECT_EQ(registry->Find(made->id), nullptr);
+  EXPECT_EQ(held->data()[8 * kPage - 1], 0);
+  EXPECT_EQ(registry->usage().bytes, 8 * kPage);
+  EXPECT_FALSE(registry->Make(kPeer, 1).ok()) << "in use, it counts still";
+  held = nullptr;
+  EXPECT_EQ(registry->usage().regions, 0);
+  EXPECT_EQ(registry->usage().bytes, 0);
+  const auto again = registry->Make(kPeer, 8 * kPage);
+  ASSERT_TRUE(again.ok());
+  held = registry->Find(again->id);
+  registry = nullptr;
+  EXPECT_EQ(held->data()[0], 0) << "a region may outlive its registry";
+}
+
+TEST(RegionRegistryTest, NoDescriptorAndNoMappingIsLeft) {
+  const int descriptors = support::OpenDescriptors();
+  const int mappings = support::MappedRegions();
+  {
+    RegionRegistry registry(Limits());
+    for (int n = 0; n < 100; ++n) {
+      const auto made = registry.Make(kPeer, 3 * kPage);
+      ASSERT_TRUE(made.ok()) << made.status();
+      EXPECT_EQ(support::MappedRegions(), mappings + 1);
+      registry.Withdraw(made->id);
+    }
+    ASSERT_TRUE(registry.Make(kPeer, 3 * kPage).ok());
+  }
+  EXPECT_EQ(support::OpenDescriptors(), descriptors);
+  EXPECT_EQ(support::MappedRegions(), mappings);
+}
+
+TEST(RegionRegistryTest, ManyThreadsMakeFindAndWithdraw) {
+  RegionRegistry registry(
+      {.max_bytes = 64 * kPage, .max_peer_bytes = 64 * kPage, .max_regions = 8});
+  std::vector<std::thread> threads;
+  for (pid_t peer = 0; peer < 4; ++peer) {
+    threads.emplace_back([&registry, peer] {
+      for (int n = 0; n < 200; ++n) {
+        const auto made = registry.Make(peer, kPage);
+        if (!made.ok()) continue;
+        const std::shared_ptr<const Region> held = registry.Find(made->id);
+        ASSERT_NE(held, nullptr);
+        held->data()[0] = 'x';
+        registry.Withdraw(made->id);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(registry.usage().regions, 0);
+  EXPECT_EQ(registry.usage().bytes, 0);
+}
+
+}  // namespace
+}  // namespace flashbias::server
