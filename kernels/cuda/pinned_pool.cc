@@ -93,7 +93,8 @@ PinnedPool::Chunk& PinnedPool::ChunkOfLocked(const void* block) {
 }
 
 void PinnedPool::ReleaseLocked(std::map<uintptr_t, Chunk>::iterator chunk) {
-  const auto& [begin, released] = *chunk;
+  const uintptr_t begin = chunk->first;
+  const Chunk& released = chunk->second;
   std::erase_if(idle_[released.class_bytes], [&](const void* block) {
     return reinterpret_cast<uintptr_t>(block) - begin < released.bytes;
   });
