@@ -24,10 +24,6 @@ constexpr size_t kAlignment = 256;
 constexpr double kElementsPerKeyPass = 1.2e7;
 constexpr double kElementsPerKeyByte = 1.0;
 
-// A part of the keys is worth its own thread block from here on; beyond so many, merging costs
-// more.
-constexpr int kMinKeysPerSplit = 256;
-constexpr int kMaxSplits = 128;
 // Up to so many query rows, heads of one key/value head share a tile.
 constexpr int kMaxRowsToShareTiles = 16;
 
@@ -311,7 +307,8 @@ void AttentionPlan::ChooseSplits() {
         CeilDiv<int64_t>(rows, portable::kQueryTileRows) * (s.num_q_heads / s.heads_per_tile);
     if (items == 0 || items >= device_.num_sms) continue;
     const int64_t wanted = CeilDiv<int64_t>(2 * int64_t{device_.num_sms}, items);
-    const int64_t possible = std::min<int64_t>(s.kv_len / kMinKeysPerSplit, kMaxSplits);
+    const int64_t possible =
+        std::min<int64_t>(s.kv_len / portable::kMinKeysPerSplit, portable::kMaxSplits);
     const int64_t splits = std::min(wanted, possible);
     if (splits <= 1) continue;
     const int64_t tiles = CeilDiv<int64_t>(s.kv_len, portable::kKeyTileKeys);

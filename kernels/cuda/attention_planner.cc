@@ -13,9 +13,6 @@ namespace {
 
 // Arrays of a workspace, each aligned to 256 bytes.
 constexpr size_t kAlignmentSlack = size_t{16} * 256;
-// What the plan promises about cutting keys (attention_plan.cc).
-constexpr int64_t kMinKeysPerSplit = 256;
-constexpr int64_t kMaxSplits = 128;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -41,8 +38,9 @@ int64_t MaxSplits(const AttentionProblem& p, const Sequence& s, int num_sms) {
   const int64_t fewest_items =
       std::max<int64_t>(1, p.num_kv_heads * CeilDiv(s.q_len, portable::kQueryTileRows));
   if (fewest_items >= num_sms) return 1;
-  return std::clamp<int64_t>(CeilDiv(2 * int64_t{num_sms}, fewest_items), 1,
-                             std::clamp<int64_t>(s.kv_len / kMinKeysPerSplit, 1, kMaxSplits));
+  return std::clamp<int64_t>(
+      CeilDiv(2 * int64_t{num_sms}, fewest_items), 1,
+      std::clamp<int64_t>(s.kv_len / portable::kMinKeysPerSplit, 1, portable::kMaxSplits));
 }
 
 }  // namespace
@@ -62,8 +60,9 @@ size_t AttentionPlanner::WorkspaceBound(const AttentionProblem& problem) const {
       problem.alibi.per_sequence ? static_cast<int64_t>(problem.sequences.size()) : 1;
   bytes += slope_sets * heads * static_cast<int64_t>(sizeof(float));
   for (const Sequence& s : problem.sequences) {
-    bytes += sizeof(SequenceParams) + sizeof(hopper::SequenceTensorMaps) + sizeof(KeyNormJob) +
-             sizeof(unsigned);
+    bytes += sizeof(SequenceParams) + sizeof(hopper::SequenceTensorMaps) + sizeof(KeyNormJob);
+    bytes += CeilDiv(problem.num_kv_heads, KeyNormSliceHeads(problem.head_dim)) *
+             static_cast<int64_t>(sizeof(unsigned));
     bytes += 2 * problem.num_kv_heads * CeilDiv(s.kv_len, kNormTileKeys) *
              static_cast<int64_t>(sizeof(float));
     const int64_t splits = MaxSplits(problem, s, device_.num_sms);

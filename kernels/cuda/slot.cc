@@ -14,10 +14,6 @@ namespace {
 // next one is gathered.
 constexpr size_t kPieceBytes = size_t{2} << 20;
 
-size_t Align(size_t bytes) {
-  return (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
-}
-
 }  // namespace
 
 // Returns from the function where `expression` is not OK.
@@ -52,14 +48,17 @@ absl::Status Slot::Run(absl::Span<const AttentionProblem> problems,
     std::vector<const AttentionProblem*> part;
     std::vector<ProblemStats*> part_stats;
     size_t bytes = 0;
+    size_t workspace_bytes = 0;
     for (size_t n = begin; n < problems.size(); ++n) {
-      const size_t more = TensorBytes(problems[n]) + parts_.planner->WorkspaceBound(problems[n]);
+      const size_t workspace = parts_.planner->WorkspaceBound(problems[n]);
+      const size_t more = TensorBytes(problems[n]) + workspace;
       if (n > begin && bytes + more > parts_.arena->max_bytes()) break;
       bytes += more;
+      workspace_bytes += workspace;
       part.push_back(&problems[n]);
       part_stats.push_back(&stats[n]);
     }
-    FLASHBIAS_RETURN_IF_ERROR(RunPart(part, part_stats, &phases));
+    FLASHBIAS_RETURN_IF_ERROR(RunPart(part, part_stats, workspace_bytes, &phases));
     begin += part.size();
   }
   for (ProblemStats& s : stats) {
@@ -71,10 +70,10 @@ absl::Status Slot::Run(absl::Span<const AttentionProblem> problems,
 }
 
 absl::Status Slot::RunPart(absl::Span<const AttentionProblem* const> problems,
-                           absl::Span<ProblemStats* const> stats, Phases* phases) {
+                           absl::Span<ProblemStats* const> stats, size_t workspace_bytes,
+                           Phases* phases) {
   const TransferPlan transfers(problems, *parts_.pool, parts_.direct_copy_bytes);
   std::vector<Group> groups;
-  size_t workspace_bytes = 0;
   for (size_t n = 0; n < problems.size(); ++n) {
     const uint64_t id = parts_.planner->GroupOf(*problems[n]);
     auto group = std::find_if(groups.begin(), groups.end(),
@@ -84,7 +83,6 @@ absl::Status Slot::RunPart(absl::Span<const AttentionProblem* const> problems,
       group = std::prev(groups.end());
     }
     group->members.push_back(n);
-    workspace_bytes += parts_.planner->WorkspaceBound(*problems[n]);
   }
 
   DeviceRange range;
@@ -103,15 +101,14 @@ absl::Status Slot::RunPart(absl::Span<const AttentionProblem* const> problems,
     const absl::Status status = Enqueue(transfers, absl::MakeSpan(groups), range.data(),
                                         workspace_bytes, &needed, &inputs, &plans, &outputs);
     if (status.ok() && needed <= workspace_bytes) break;
-    // What was enqueued still reads and writes memory that is not ours to keep.
-    if (parts_.device->Wait(stream_) != kSuccess) parts_.device->StickyError();
+    Drain();
     FLASHBIAS_RETURN_IF_ERROR(status);
     range = DeviceRange();
     workspace_bytes = needed;
   }
   absl::Status computed = WaitForResults();
   if (!computed.ok()) {
-    if (parts_.device->Wait(stream_) != kSuccess) parts_.device->StickyError();
+    Drain();
     return computed;
   }
 
@@ -152,8 +149,8 @@ absl::Status Slot::Enqueue(const TransferPlan& transfers, absl::Span<Group> grou
     absl::StatusOr<std::unique_ptr<PlannedLaunch>> launch = parts_.planner->Plan(on_device);
     if (!launch.ok()) return launch.status();
     group.launch = *std::move(launch);
-    staging_bytes += Align(group.launch->staging_bytes());
-    *needed_bytes += Align(group.launch->workspace_bytes());
+    staging_bytes += AlignTensor(group.launch->staging_bytes());
+    *needed_bytes += AlignTensor(group.launch->workspace_bytes());
   }
   if (*needed_bytes > workspace_bytes) return absl::OkStatus();
 
@@ -163,8 +160,8 @@ absl::Status Slot::Enqueue(const TransferPlan& transfers, absl::Span<Group> grou
   for (Group& group : groups) {
     FLASHBIAS_RETURN_IF_ERROR(group.launch->Bind(staging, workspace));
     FLASHBIAS_RETURN_IF_ERROR(Check(group.launch->Upload(stream_), "the upload of a plan"));
-    staging += Align(group.launch->staging_bytes());
-    workspace += Align(group.launch->workspace_bytes());
+    staging += AlignTensor(group.launch->staging_bytes());
+    workspace += AlignTensor(group.launch->workspace_bytes());
   }
   FLASHBIAS_RETURN_IF_ERROR(Check(api.Record(uploaded_, stream_), "cudaEventRecord"));
   for (Group& group : groups) {
@@ -202,7 +199,7 @@ absl::Status Slot::EnqueueUploads(const TransferPlan& transfers, char* device, c
 absl::Status Slot::EnqueueDownloads(const TransferPlan& transfers, absl::Span<Group> groups,
                                     char* device, HostBlock* outputs) {
   size_t bytes = transfers.gathered_output_bytes();
-  for (const Group& group : groups) bytes += Align(group.members.size() * sizeof(TileCounts));
+  for (const Group& group : groups) bytes += AlignTensor(group.members.size() * sizeof(TileCounts));
   FLASHBIAS_RETURN_IF_ERROR(Stage(bytes, outputs));
 
   char* at = outputs->data();
@@ -217,7 +214,7 @@ absl::Status Slot::EnqueueDownloads(const TransferPlan& transfers, absl::Span<Gr
     FLASHBIAS_RETURN_IF_ERROR(
         Copy(at, group.launch->tile_counts(), size, CopyKind::kDeviceToHost, "a download"));
     group.tile_counts = reinterpret_cast<const TileCounts*>(at);
-    at += Align(size);
+    at += AlignTensor(size);
   }
   for (const TransferPlan::Transfer& t : transfers.direct_outputs()) {
     FLASHBIAS_RETURN_IF_ERROR(
@@ -232,6 +229,10 @@ absl::Status Slot::WaitForResults() {
   while (code == kNotReady && absl::Now() < give_up) code = parts_.device->Query(downloaded_);
   if (code == kNotReady) code = parts_.device->Wait(downloaded_);
   return Check(code, "attention");
+}
+
+void Slot::Drain() {
+  if (parts_.device->Wait(stream_) != kSuccess) parts_.device->StickyError();
 }
 
 absl::Status Slot::AddBetween(Event* from, Event* to, absl::Duration* sum) {

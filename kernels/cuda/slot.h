@@ -70,8 +70,10 @@ class Slot {
 
   explicit Slot(const Parts& parts) : parts_(parts) {}
 
+  // `workspace_bytes`: what the planner bounds the part's workspaces by.
   absl::Status RunPart(absl::Span<const AttentionProblem* const> problems,
-                       absl::Span<ProblemStats* const> stats, Phases* phases);
+                       absl::Span<ProblemStats* const> stats, size_t workspace_bytes,
+                       Phases* phases);
 
   // Everything of a part but the waiting, into the device memory that starts at `device`: tensors
   // first, then workspaces. Where those turn out to take more than `workspace_bytes`, nothing after
@@ -88,6 +90,8 @@ class Slot {
   // A block for staging: pinned, or, where the pool has none left, from the heap: slower, never
   // stuck.
   absl::Status Stage(size_t bytes, HostBlock* block);
+  // Waits until what was enqueued no longer reads and writes memory that is not ours to keep.
+  void Drain();
   absl::Status Check(ErrorCode code, absl::string_view what);
   absl::Status Copy(void* to, const void* from, size_t bytes, CopyKind kind,
                     absl::string_view what);

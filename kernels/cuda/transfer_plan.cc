@@ -5,10 +5,6 @@
 namespace flashbias::cuda {
 namespace {
 
-size_t Align(size_t bytes) {
-  return (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
-}
-
 // Of the tensors of a problem; 0 where there is none.
 struct Sizes {
   explicit Sizes(const AttentionProblem& p) {
@@ -29,8 +25,8 @@ struct Sizes {
 
 size_t TensorBytes(const AttentionProblem& problem) {
   const Sizes sizes(problem);
-  return 2 * Align(sizes.q) + 2 * Align(sizes.kv) + Align(sizes.lse) + Align(sizes.phi_q) +
-         Align(sizes.phi_k);
+  return 2 * AlignTensor(sizes.q) + 2 * AlignTensor(sizes.kv) + AlignTensor(sizes.lse) +
+         AlignTensor(sizes.phi_q) + AlignTensor(sizes.phi_k);
 }
 
 TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
@@ -46,7 +42,7 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
       transfers.push_back({.host = static_cast<char*>(const_cast<void*>(host)),
                            .bytes = bytes,
                            .offset = device_bytes_});
-      device_bytes_ += Align(bytes);
+      device_bytes_ += AlignTensor(bytes);
     };
     const size_t begin = device_bytes_;
     for (size_t n = 0; n < problems_.size(); ++n) {

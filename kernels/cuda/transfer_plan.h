@@ -21,6 +21,11 @@ namespace flashbias::cuda {
 // Of every tensor on the device, in bytes: what the kernels read fastest.
 inline constexpr size_t kTensorAlignment = 256;
 
+// To the next multiple of it.
+inline size_t AlignTensor(size_t bytes) {
+  return (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
+}
+
 // Bytes on the device of everything that the problem points to but for sequences and slopes.
 size_t TensorBytes(const AttentionProblem& problem);
 

@@ -15,6 +15,10 @@ namespace flashbias::cuda::portable {
 // The tile of one work item; the planner cuts by these.
 inline constexpr int kQueryTileRows = 64;  // query rows times heads_per_tile
 inline constexpr int kKeyTileKeys = 64;
+// A part of the keys is worth its own thread block from here on; beyond so many, merging costs
+// more.
+inline constexpr int kMinKeysPerSplit = 256;
+inline constexpr int kMaxSplits = 128;
 
 // Asynchronous. `padded_head_dim` is 32, 64 or 128, at least every sequence's head_dim.
 cudaError_t LaunchAttention(const AttentionParams& params, DType dtype, int padded_head_dim,
