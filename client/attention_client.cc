@@ -82,6 +82,17 @@ class AttentionClient::Impl {
   const Options& options() const { return options_; }
   const std::shared_ptr<RegionMap>& regions() const { return regions_; }
 
+  // Of the server's socket. INVALID_ARGUMENT: the target is none.
+  absl::StatusOr<std::string> UnixPath() const {
+    absl::string_view path = options_.target;
+    if (!absl::ConsumePrefix(&path, "unix:")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("target is '", options_.target, "'; accepted for shared memory: unix:PATH"));
+    }
+    absl::ConsumePrefix(&path, "//");
+    return std::string(path);
+  }
+
   // Makes the attempts; `done` runs once, before the call counts as ended.
   void Call(const CallOptions& options, RetryingCall::StartRpc start_rpc,
             RetryingCall::MemoryIsFree memory_is_free, RetryingCall::Done done)
@@ -181,7 +192,9 @@ absl::StatusOr<AttendResult> AttentionClient::Attend(const AttendRequest& reques
 
 void AttentionClient::AttendAsync(const AttendRequest& request, const CallOptions& options,
                                   AttendCallback callback) {
-  const absl::StatusOr<RequestSummary> summary = SummarizeRequest(request);
+  absl::Status readable = CheckSlopesOnHost(request, *impl_->regions());
+  const absl::StatusOr<RequestSummary> summary =
+      readable.ok() ? SummarizeRequest(request) : std::move(readable);
   if (!summary.ok()) {
     std::move(callback)(summary.status());
     return;
@@ -190,7 +203,12 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   const int64_t limit = impl_->options().max_message_bytes;
   absl::Status size = CheckBuffers(*summary, options.result);
   RegionPlacement placement;
-  if (size.ok()) placement = PlaceTensors(request, options.result, *impl_->regions());
+  if (size.ok()) {
+    absl::StatusOr<RegionPlacement> placed =
+        PlaceTensors(request, options.result, *impl_->regions());
+    size = placed.status();
+    if (placed.ok()) placement = *std::move(placed);
+  }
   if (size.ok()) {
     size = CheckSize("the request", summary->request_bytes - placement.request_bytes, limit);
   }
@@ -234,14 +252,16 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
 }
 
 absl::StatusOr<std::unique_ptr<SharedRegion>> AttentionClient::CreateRegion(size_t bytes) {
-  const Options& options = impl_->options();
-  absl::string_view path = options.target;
-  if (!absl::ConsumePrefix(&path, "unix:")) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("target is '", options.target, "'; accepted for shared memory: unix:PATH"));
-  }
-  absl::ConsumePrefix(&path, "//");
-  return SharedRegion::Create(std::string(path), bytes, options.default_timeout, impl_->regions());
+  const absl::StatusOr<std::string> path = impl_->UnixPath();
+  if (!path.ok()) return path.status();
+  return SharedRegion::Create(*path, bytes, impl_->options().default_timeout, impl_->regions());
+}
+
+absl::StatusOr<std::unique_ptr<DeviceRegion>> AttentionClient::RegisterDeviceMemory(
+    const DeviceMemoryView& memory) {
+  const absl::StatusOr<std::string> path = impl_->UnixPath();
+  if (!path.ok()) return path.status();
+  return DeviceRegion::Create(*path, memory, impl_->options().default_timeout, impl_->regions());
 }
 
 absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo(const CallOptions& options) {

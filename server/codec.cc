@@ -114,6 +114,8 @@ absl::StatusOr<DecodedAttend> StageAttendRequest(ParsedAttend parsed, HostAlloca
     if (in_region == nullptr) inputs.push_back({tensor.data, pointer});
   };
   RegionBinding& regions = parsed.regions;
+  problem.on_device = regions.on_device;
+  problem.device = regions.device;
   add_input(fields.q, regions.q, &problem.q);
   add_input(fields.k, regions.k, &problem.k);
   add_input(fields.v, regions.v, &problem.v);

@@ -2,13 +2,15 @@
 //
 // A batch goes to the healthy device with the least work in flight that has a free slot. A device
 // that has turned unhealthy gets no more, unless none is left: then batches go on to it and fail at
-// once, so that every request is answered.
+// once, so that every request is answered. Requests whose tensors lie in a device's memory go to
+// that device, whatever its load and health.
 //
 // Thread-safety: as Executor; state and Run look at the executors one after the other.
 #ifndef FLASHBIAS_SERVER_DISPATCHER_H_
 #define FLASHBIAS_SERVER_DISPATCHER_H_
 
 #include <atomic>
+#include <cstddef>
 #include <memory>
 #include <vector>
 
@@ -37,15 +39,18 @@ class Dispatcher {
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
 
-  // That of the device which the next batch goes to.
-  BackendState state() const;
+  // That of the device which the next batch with this BatchKey::device goes to.
+  BackendState state(int device = kAnyDevice) const;
 
-  // As Executor::Run. REQUIRES: state() had a free slot; only one thread starts batches.
+  // As Executor::Run, on the device that the batch's problems name. REQUIRES: state() of that had a
+  // free slot; only one thread starts batches.
   void Run(std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed);
 
-  // OK where every healthy device could run the problem, else what one of them says against it.
+  // OK where every healthy device that may run the problem could, else what one of them says
+  // against it.
   absl::Status Admit(const AttentionProblem& problem) const;
 
+  size_t num_devices() const { return executors_.size(); }
   bool any_healthy() const;
 
   // As Executor's, for all devices.

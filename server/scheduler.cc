@@ -88,7 +88,9 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
       if (request->deadline() != absl::InfiniteFuture()) {
         deadlines_.emplace(request->deadline(), ticket.id);
       }
-      const BatchKey key = KeyOf(request->problem());
+      BatchKey key = KeyOf(request->problem());
+      // Of one device everything may run together.
+      if (dispatcher_->num_devices() == 1) key.device = kAnyDevice;
       Group& group = groups_[key];
       group.work += request->work();
       group.bytes += request->bytes();
@@ -251,7 +253,6 @@ std::vector<std::unique_ptr<PendingRequest>> Scheduler::TakeExpiredLocked(absl::
 }
 
 std::pair<std::unique_ptr<Batch>, absl::Time> Scheduler::NextBatchLocked(absl::Time now) {
-  const BackendState backend = dispatcher_->state();
   std::vector<std::pair<absl::Time, BatchKey>> by_age;
   by_age.reserve(groups_.size());
   for (const auto& [key, group] : groups_) {
@@ -266,7 +267,8 @@ std::pair<std::unique_ptr<Batch>, absl::Time> Scheduler::NextBatchLocked(absl::T
                                .work = group.work,
                                .bytes = group.bytes,
                                .oldest_enqueue = oldest};
-    const BatchDecision decision = DecideBatch(summary, backend, options_.batch, now);
+    const BatchDecision decision =
+        DecideBatch(summary, dispatcher_->state(key.device), options_.batch, now);
     if (decision.cut) return {CutLocked(key), now};
     again = std::min(again, decision.wait_until);
   }

@@ -62,6 +62,7 @@ CudaBackend::CudaBackend(std::shared_ptr<DeviceApi> device, std::unique_ptr<Laun
       device_(std::move(device)),
       planner_(std::move(planner)),
       pool_(std::move(pool)),
+      ipc_memory_(std::make_shared<IpcMemoryTable>(device_, info_.device_label)),
       health_(device_.get(), info_.device_label),
       arena_(device_.get(), max_device_bytes) {}
 
@@ -73,6 +74,13 @@ CudaBackend::~CudaBackend() {
   for (std::thread& worker : workers_) worker.join();
   // Slots and arena give back what they have of the device.
   static_cast<void>(device_->Use());
+}
+
+absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaBackend::OpenDeviceMemory(
+    absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) {
+  absl::Status healthy = health_.status();
+  if (!healthy.ok()) return healthy;
+  return ipc_memory_->Open(ipc_handle, offset, bytes);
 }
 
 absl::Status CudaBackend::Admit(const AttentionProblem& problem) const {

@@ -34,6 +34,7 @@
 #include "kernels/cuda/device_api.h"
 #include "kernels/cuda/device_arena.h"
 #include "kernels/cuda/device_health.h"
+#include "kernels/cuda/ipc_memory.h"
 #include "kernels/cuda/launch_planner.h"
 #include "kernels/cuda/pinned_pool.h"
 #include "kernels/cuda/slot.h"
@@ -68,6 +69,8 @@ class CudaBackend final : public AttentionBackend {
 
   const BackendInfo& info() const override { return info_; }
   HostAllocator& host_allocator() override { return *pool_; }
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenDeviceMemory(
+      absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) override;
   absl::Status Admit(const AttentionProblem& problem) const override;
   absl::Status health() const override { return health_.status(); }
   BackendUsage usage() const override;
@@ -95,6 +98,7 @@ class CudaBackend final : public AttentionBackend {
   const std::shared_ptr<DeviceApi> device_;
   const std::unique_ptr<LaunchPlanner> planner_;
   const std::shared_ptr<PinnedPool> pool_;
+  const std::shared_ptr<IpcMemoryTable> ipc_memory_;
   DeviceHealth health_;
   DeviceArena arena_;
   std::vector<std::unique_ptr<Slot>> slots_;
