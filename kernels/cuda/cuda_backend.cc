@@ -108,6 +108,7 @@ BackendUsage CudaBackend::usage() const {
           .device_memory_size_bytes = static_cast<int64_t>(device.size_bytes),
           .pinned_used_bytes = static_cast<int64_t>(pinned.used_bytes),
           .pinned_size_bytes = static_cast<int64_t>(pinned.size_bytes),
+          .registered_bytes = static_cast<int64_t>(pinned.registered_bytes),
           .errors = health_.errors()};
 }
 
