@@ -1,6 +1,7 @@
 #include "server/codec.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "server/attend_reader.h"
@@ -12,12 +13,14 @@ namespace flashbias::server {
 namespace {
 
 using wire::ResponseNumber;
+using wire::StreamNumber;
 using wire::TimingNumber;
 
 class AttendStorage final : public ProblemStorage {
  public:
-  HostBlock inputs;   // q, k, v and the factors
-  HostBlock outputs;  // o, then lse; not initialised: the backend writes every element
+  std::shared_ptr<void> keeps;  // first: it goes when the blocks have gone
+  HostBlock inputs;             // q, k, v and the factors
+  HostBlock outputs;            // o, then lse; not initialised: the backend writes every element
   std::vector<Sequence> sequences;
   std::vector<float> slopes;
 };
@@ -74,7 +77,12 @@ absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
   message->Clear();
   absl::StatusOr<AttendFields> fields = ReadAttendRequest(parsed.slices);
   if (!fields.ok()) return fields.status();
-  parsed.fields = *std::move(fields);
+  return ParseAttendFields(*std::move(fields), std::move(parsed.slices), limits);
+}
+
+absl::StatusOr<ParsedAttend> ParseAttendFields(AttendFields fields, std::vector<grpc::Slice> slices,
+                                               const AttendLimits& limits) {
+  ParsedAttend parsed = {.slices = std::move(slices), .fields = std::move(fields)};
   absl::StatusOr<ValidatedAttend> valid = ValidateAttend(parsed.fields, limits);
   if (!valid.ok()) return valid.status();
   parsed.valid = *std::move(valid);
@@ -89,58 +97,80 @@ absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
 
 absl::StatusOr<DecodedAttend> StageAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
                                                  wire::CopyPool* copy_pool) {
-  const AttendFields& fields = parsed.fields;
-  DecodedAttend decoded;
-  AttentionProblem& problem = decoded.problem;
+  // In the order of ReservedAttend::inputs.
+  const wire::ByteRange from[] = {parsed.fields.q.data, parsed.fields.k.data, parsed.fields.v.data,
+                                  parsed.fields.phi_q.data, parsed.fields.phi_k.data};
+  const std::vector<grpc::Slice> slices = std::move(parsed.slices);
+  absl::StatusOr<ReservedAttend> reserved = ReserveAttendRequest(std::move(parsed), allocator);
+  if (!reserved.ok()) return reserved.status();
+  std::vector<wire::GatherItem> items;
+  for (size_t n = 0; n < reserved->inputs.size(); ++n) {
+    items.push_back({.from = from[n], .to = reserved->inputs[n].to});
+  }
+  wire::Gather(slices, items, copy_pool);
+  return std::move(reserved->decoded);
+}
+
+absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
+                                                    std::shared_ptr<void> keeps) {
+  ReservedAttend reserved;
+  AttentionProblem& problem = reserved.decoded.problem;
   problem = parsed.valid.problem;
+  parsed.slices.clear();
 
   struct Input {
-    wire::ByteRange from;
+    int number;
+    const char* name;
+    int64_t bytes;
     const void** pointer;
     size_t offset = 0;
   };
-  std::vector<Input> inputs = {
-      {fields.q.data, &problem.q}, {fields.k.data, &problem.k}, {fields.v.data, &problem.v}};
+  const ValidatedAttend& valid = parsed.valid;
+  std::vector<Input> inputs = {{wire::kStreamQ, "q", valid.q_bytes, &problem.q},
+                               {wire::kStreamK, "k", valid.kv_bytes, &problem.k},
+                               {wire::kStreamV, "v", valid.kv_bytes, &problem.v}};
   if (problem.bias_kind == BiasKind::kLowRank) {
-    inputs.push_back({fields.phi_q.data, &problem.low_rank.phi_q});
-    inputs.push_back({fields.phi_k.data, &problem.low_rank.phi_k});
+    inputs.push_back(
+        {wire::kStreamPhiQ, "low_rank.phi_q", valid.phi_q_bytes, &problem.low_rank.phi_q});
+    inputs.push_back(
+        {wire::kStreamPhiK, "low_rank.phi_k", valid.phi_k_bytes, &problem.low_rank.phi_k});
   }
   BlockLayout input_layout;
-  for (Input& input : inputs) input.offset = input_layout.Add(input.from.size);
+  for (Input& input : inputs) input.offset = input_layout.Add(static_cast<size_t>(input.bytes));
   BlockLayout output_layout;
-  const size_t o_offset = output_layout.Add(static_cast<size_t>(parsed.valid.o_bytes));
-  const size_t lse_offset = output_layout.Add(static_cast<size_t>(parsed.valid.lse_bytes));
+  const size_t o_offset = output_layout.Add(static_cast<size_t>(valid.o_bytes));
+  const size_t lse_offset = output_layout.Add(static_cast<size_t>(valid.lse_bytes));
 
   absl::StatusOr<HostBlock> input_block = allocator.Allocate(input_layout.size());
   if (!input_block.ok()) return input_block.status();
   absl::StatusOr<HostBlock> output_block = allocator.Allocate(output_layout.size());
   if (!output_block.ok()) return output_block.status();
 
-  std::vector<wire::GatherItem> items;
   for (const Input& input : inputs) {
     char* const to = input_block->data() + input.offset;
     *input.pointer = to;
-    items.push_back({.from = input.from, .to = to});
+    reserved.inputs.push_back({.number = input.number,
+                               .name = input.name,
+                               .to = to,
+                               .bytes = static_cast<uint64_t>(input.bytes)});
   }
-  wire::Gather(parsed.slices, items, copy_pool);
-  parsed.slices.clear();
-
   problem.o = output_block->data() + o_offset;
-  if (fields.want_lse) {
+  if (parsed.fields.want_lse) {
     problem.lse = reinterpret_cast<float*>(output_block->data() + lse_offset);
   }
   auto storage = std::make_unique<AttendStorage>();
+  storage->keeps = std::move(keeps);
   storage->inputs = *std::move(input_block);
   storage->outputs = *std::move(output_block);
   storage->sequences = std::move(parsed.valid.sequences);
   storage->slopes = std::move(parsed.slopes);
   problem.sequences = storage->sequences;
   if (problem.bias_kind == BiasKind::kAlibi) problem.alibi.slopes = storage->slopes.data();
-  decoded.bytes = static_cast<int64_t>(storage->inputs.size() + storage->outputs.size() +
-                                       storage->slopes.size() * sizeof(float) +
-                                       storage->sequences.size() * sizeof(Sequence));
-  decoded.storage = std::move(storage);
-  return decoded;
+  reserved.decoded.bytes = static_cast<int64_t>(storage->inputs.size() + storage->outputs.size() +
+                                                storage->slopes.size() * sizeof(float) +
+                                                storage->sequences.size() * sizeof(Sequence));
+  reserved.decoded.storage = std::move(storage);
+  return reserved;
 }
 
 grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
@@ -172,6 +202,50 @@ grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
          {problem.total_q, problem.num_q_heads, problem.head_dim}, problem.o,
          rows * problem.head_dim);
   return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+AttendResponseStream::AttendResponseStream(const AttentionProblem& problem,
+                                           std::unique_ptr<ProblemStorage> storage,
+                                           const ResponseTiming& timing, int64_t chunk_bytes)
+    : storage_(std::move(storage)) {
+  static_cast<AttendStorage*>(storage_.get())->inputs = HostBlock();
+  const auto rows = static_cast<uint64_t>(problem.total_q * problem.num_q_heads);
+
+  wire::MessageWriter header;
+  const std::string timing_bytes = EncodeTiming(timing);
+  header.LengthDelimited(ResponseNumber::kTiming, timing_bytes.size());
+  header.Bytes(timing_bytes.data(), timing_bytes.size());
+  std::vector<wire::OutgoingTensor> tensors;
+  if (problem.lse != nullptr) {
+    header.TensorHeader(ResponseNumber::kLse, DType::kFloat32,
+                        {problem.total_q, problem.num_q_heads}, 0);
+    tensors.push_back({.number = wire::kStreamLse,
+                       .data = reinterpret_cast<const char*>(problem.lse),
+                       .bytes = rows * sizeof(float)});
+  }
+  header.TensorHeader(ResponseNumber::kO, problem.dtype,
+                      {problem.total_q, problem.num_q_heads, problem.head_dim}, 0);
+  tensors.push_back(
+      {.number = wire::kStreamO,
+       .data = static_cast<const char*>(problem.o),
+       .bytes = rows * static_cast<uint64_t>(problem.head_dim) * SizeOf(problem.dtype)});
+  cutter_ = wire::ChunkCutter(std::move(tensors), chunk_bytes);
+
+  wire::MessageWriter message;
+  message.LengthDelimited(StreamNumber::kHeader, header.size());
+  const grpc::Slice slices[] = {grpc::Slice(message.Take()), grpc::Slice(header.Take())};
+  header_.emplace(slices, 2);
+}
+
+std::optional<grpc::ByteBuffer> AttendResponseStream::Next() {
+  if (header_.has_value()) return std::exchange(header_, std::nullopt);
+  const std::optional<wire::ChunkCutter::Piece> piece = cutter_.Next();
+  if (!piece.has_value()) return std::nullopt;
+  const grpc::Slice slices[] = {
+      grpc::Slice(wire::EncodeChunkHead(piece->tensor, piece->offset, piece->bytes)),
+      // The transport only reads; the interface has no const.
+      SliceOver(const_cast<char*>(piece->data), piece->bytes, storage_)};
+  return grpc::ByteBuffer(slices, 2);
 }
 
 }  // namespace flashbias::server
