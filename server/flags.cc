@@ -69,6 +69,10 @@ ABSL_FLAG(int64_t, max_batch_requests, ServerOptions().scheduler.batch.max_reque
 
 ABSL_FLAG(int64_t, max_message_bytes, ServerOptions().max_message_bytes,
           "Size, in bytes, of one request or response message, 1024 to 2147483647.");
+ABSL_FLAG(int64_t, max_stream_bytes, ServerOptions().max_stream_bytes,
+          "Host memory, in bytes, that all calls to AttendStream together may hold, inputs and "
+          "outputs, 1048576 to 2^48. Beyond: RESOURCE_EXHAUSTED, with a retry hint where waiting "
+          "may help.");
 ABSL_FLAG(int64_t, max_sequences, ServerOptions().max_sequences,
           "Sequences in one request, 1 to 65536.");
 ABSL_FLAG(int, copy_threads, ServerOptions().copy_threads,
@@ -139,6 +143,7 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags() {
       .max_queue_bytes = absl::GetFlag(FLAGS_max_queue_bytes),
       .start_at_once = true};
   options.server.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
+  options.server.max_stream_bytes = absl::GetFlag(FLAGS_max_stream_bytes);
   options.server.max_sequences = absl::GetFlag(FLAGS_max_sequences);
   options.server.copy_threads = absl::GetFlag(FLAGS_copy_threads);
   options.server.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);

@@ -80,7 +80,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
   bool polls = false;
   {
     MutexLock lock(&mutex_);
-    refusal = RefusalLocked(request->bytes(), now);
+    refusal = RefusalLocked(request->queue_bytes(), now);
     if (!refusal.has_value() && request->deadline() <= now) {
       metrics_->Rejected(RejectReason::kDeadline);
       refusal = Outcome{.status = Expired("before the request was queued")};
@@ -99,7 +99,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
       Group& group = groups_[key];
       group.work += request->work();
       group.bytes += request->bytes();
-      queue_bytes_ += request->bytes();
+      queue_bytes_ += request->queue_bytes();
       group.queue.push_back({.id = ticket.id, .request = std::move(request)});
       places_.emplace(ticket.id, Place{.key = key, .at = std::prev(group.queue.end())});
       changed_ = true;
@@ -130,7 +130,7 @@ std::optional<Outcome> Scheduler::RefusalLocked(int64_t bytes, absl::Time now) c
   if (waiting >= options_.max_queue_requests) {
     full = absl::StrCat("the queue is full: ", waiting, " requests wait, the limit is ",
                         options_.max_queue_requests);
-  } else if (bytes > options_.max_queue_bytes - queue_bytes_) {
+  } else if (bytes > 0 && bytes > options_.max_queue_bytes - queue_bytes_) {
     full =
         absl::StrCat("the queue is full: waiting requests hold ", queue_bytes_,
                      " bytes, this one needs ", bytes, ", the limit is ", options_.max_queue_bytes);
@@ -271,7 +271,7 @@ std::unique_ptr<PendingRequest> Scheduler::RemoveLocked(uint64_t id) {
   group->second.queue.erase(place->second.at);
   places_.erase(place);
   deadlines_.erase({request->deadline(), id});
-  queue_bytes_ -= request->bytes();
+  queue_bytes_ -= request->queue_bytes();
   if (group->second.queue.empty()) {
     groups_.erase(group);
   } else {

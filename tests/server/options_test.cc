@@ -85,6 +85,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"max_message_bytes is 2147483648",
              [](auto* o) { o->max_message_bytes = int64_t{1} << 31; }},
         Case{"max_message_bytes is 0", [](auto* o) { o->max_message_bytes = 0; }},
+        Case{"max_stream_bytes is 1024", [](auto* o) { o->max_stream_bytes = 1024; }},
         Case{"max_sequences is 65537", [](auto* o) { o->max_sequences = 65537; }},
         Case{"max_sequences is 0", [](auto* o) { o->max_sequences = 0; }},
         Case{"max_concurrent_streams is 0", [](auto* o) { o->max_concurrent_streams = 0; }},
