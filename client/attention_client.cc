@@ -18,8 +18,10 @@
 #include "client/region_placement.h"
 #include "client/request_validation.h"
 #include "client/retrying_call.h"
+#include "client/stream_call.h"
 #include "client/tensor_loans.h"
 #include "client/wire_codec.h"
+#include "wire/chunk.h"
 #include "wire/contract.h"
 
 namespace flashbias::client {
@@ -42,6 +44,10 @@ absl::Status ValidateOptions(const AttentionClient::Options& options) {
       options.max_message_bytes > std::numeric_limits<int32_t>::max()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "max_message_bytes is ", options.max_message_bytes, "; accepted: 1 to 2147483647"));
+  }
+  if (options.stream_above_bytes < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "stream_above_bytes is ", options.stream_above_bytes, "; accepted: 0 or more"));
   }
   return ValidateRetryPolicy(options.retry);
 }
@@ -95,8 +101,8 @@ class AttentionClient::Impl {
 
   // Makes the attempts; `done` runs once, before the call counts as ended.
   void Call(const CallOptions& options, RetryingCall::StartRpc start_rpc,
-            RetryingCall::MemoryIsFree memory_is_free, RetryingCall::Done done)
-      ABSL_LOCKS_EXCLUDED(mutex_) {
+            RetryingCall::MemoryIsFree memory_is_free, RetryingCall::Done done,
+            RetryingCall::MayRetry may_retry = nullptr) ABSL_LOCKS_EXCLUDED(mutex_) {
     if (options.timeout < absl::ZeroDuration()) {
       std::move(done)(absl::InvalidArgumentError(
           absl::StrCat("timeout is ", absl::FormatDuration(options.timeout),
@@ -126,7 +132,8 @@ class AttentionClient::Impl {
             std::move(last)(std::move(status));
           }
           Remove(id);
-        });
+        },
+        std::move(may_retry));
     {
       absl::MutexLock lock(&mutex_);
       calls_.emplace(id, call);
@@ -137,6 +144,39 @@ class AttentionClient::Impl {
       });
     }
     call->Start();
+  }
+
+  // A call in chunks. REQUIRES: as MakeStreamExchange.
+  void Stream(const AttendRequest& request, const RequestSummary& summary,
+              const CallOptions& options, AttendCallback callback) {
+    const std::shared_ptr<StreamExchange> exchange =
+        MakeStreamExchange(request, summary, options.result, options_.max_message_bytes);
+    const absl::Status size =
+        CheckSize("the request without its tensors",
+                  static_cast<int64_t>(exchange->header.Length()), options_.max_message_bytes);
+    if (!size.ok()) {
+      std::move(callback)(size);
+      return;
+    }
+    Call(
+        options,
+        [exchange](const ChannelPool::Connection& connection, grpc::ClientContext* context,
+                   std::function<void(grpc::Status)> on_done) {
+          StartStreamCall(connection, context, exchange, std::move(on_done));
+        },
+        [exchange] {
+          exchange->header.Clear();
+          return exchange->loans->AllReturned();
+        },
+        [exchange, callback = std::move(callback)](absl::Status status) mutable {
+          if (status.ok()) {
+            std::move(callback)(std::move(exchange->result));
+          } else {
+            std::move(callback)(std::move(status));
+          }
+        },
+        // What was sent may have been computed, and is too much to send twice unasked.
+        [exchange] { return !exchange->accepted; });
   }
 
  private:
@@ -199,22 +239,28 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
     std::move(callback)(summary.status());
     return;
   }
+  if (absl::Status fits = CheckBuffers(*summary, options.result); !fits.ok()) {
+    std::move(callback)(std::move(fits));
+    return;
+  }
   // Sizes are checked before anything is made, and once more when the encoding is known.
   const int64_t limit = impl_->options().max_message_bytes;
-  absl::Status size = CheckBuffers(*summary, options.result);
-  RegionPlacement placement;
-  if (size.ok()) {
-    absl::StatusOr<RegionPlacement> placed =
-        PlaceTensors(request, options.result, *impl_->regions());
-    size = placed.status();
-    if (placed.ok()) placement = *std::move(placed);
+  absl::StatusOr<RegionPlacement> placed = PlaceTensors(request, options.result, *impl_->regions());
+  if (!placed.ok()) {
+    std::move(callback)(placed.status());
+    return;
   }
-  if (size.ok()) {
-    size = CheckSize("the request", summary->request_bytes - placement.request_bytes, limit);
+  const RegionPlacement placement = *std::move(placed);
+  const int64_t request_bytes = summary->request_bytes - placement.request_bytes;
+  const int64_t response_bytes = summary->response_bytes - placement.response_bytes;
+  const int64_t whole = std::min(limit, impl_->options().stream_above_bytes);
+  // A stream carries all elements, and those on a device cannot be read here.
+  const bool may_stream = limit >= wire::kMinStreamMessageBytes && !placement.on_device;
+  if (may_stream && std::max(request_bytes, response_bytes) > whole) {
+    return impl_->Stream(request, *summary, options, std::move(callback));
   }
-  if (size.ok()) {
-    size = CheckSize("the answer", summary->response_bytes - placement.response_bytes, limit);
-  }
+  absl::Status size = CheckSize("the request", request_bytes, limit);
+  if (size.ok()) size = CheckSize("the answer", response_bytes, limit);
   struct Messages {
     const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
     grpc::ByteBuffer request;  // attempts share its slices
@@ -223,7 +269,11 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   auto messages = std::make_shared<Messages>();
   if (size.ok()) {
     messages->request = EncodeRequest(request, placement, *messages->loans);
-    size = CheckSize("the request", static_cast<int64_t>(messages->request.Length()), limit);
+    const auto bytes = static_cast<int64_t>(messages->request.Length());
+    if (bytes > limit && may_stream) {
+      return impl_->Stream(request, *summary, options, std::move(callback));
+    }
+    size = CheckSize("the request", bytes, limit);
   }
   if (!size.ok()) {
     std::move(callback)(std::move(size));

@@ -9,12 +9,16 @@
 // longer read then. The request itself may go at once. For memory in a region see
 // client/shared_region.h, on a GPU client/device_region.h.
 //
+// Large requests and answers are streamed in chunks, with no other difference than this: once the
+// server has accepted one, UNAVAILABLE is final too, and a call that fails may have written a part
+// of its answer to CallOptions::result.
+//
 // Errors: what a server says comes back with its code and message. Made by the client itself:
 //
 // - INVALID_ARGUMENT: a field is wrong; the message names it, what came and what is accepted.
 //   Nothing was sent.
-// - RESOURCE_EXHAUSTED: the request or its answer is larger than max_message_bytes. Nothing was
-//   sent.
+// - RESOURCE_EXHAUSTED: the request without its tensors is larger than max_message_bytes, or that
+//   is too small to stream. Nothing was sent.
 // - CANCELLED: by the caller's Cancellation, or by the client's destruction.
 // - INTERNAL: the server's answer does not fit the request.
 #ifndef FLASHBIAS_CLIENT_ATTENTION_CLIENT_H_
@@ -58,8 +62,12 @@ class AttentionClient {
     // Of calls that give neither timeout nor deadline; positive, InfiniteDuration() for none.
     absl::Duration default_timeout = absl::Seconds(60);
     RetryPolicy retry = {};
-    // Of one encoded request and of one response. Accepted: 1 to 2^31 - 1.
+    // Of one message. Larger requests and answers travel in chunks. Accepted: 1 to 2^31 - 1; below
+    // 1024 nothing can be streamed.
     int64_t max_message_bytes = int64_t{1} << 30;
+    // A call whose request or answer has more bytes of tensors than this is streamed, even where it
+    // would fit a message; keep it below the server's --max_message_bytes. 0 or more.
+    int64_t stream_above_bytes = int64_t{256} << 20;
     // Put before gRPC's own. Empty: "flashbias-client/<version>".
     std::string user_agent = {};
   };

@@ -91,8 +91,8 @@ struct Timing {
 
 // Memory of the caller's for an answer, any alignment for o. Empty: the AttendResult owns the
 // tensor; otherwise of exactly its size, and the AttendResult's own is empty. Written in whole when
-// the call succeeds, not at all when it fails, unless it lies in a region (client/shared_region.h,
-// client/device_region.h).
+// the call succeeds; when it fails, not at all, or in part if the call was streamed or the buffer
+// lies in a region (client/shared_region.h, client/device_region.h).
 struct ResultBuffers {
   absl::Span<char> o = {};     // bytes of [total_q, num_q_heads, head_dim]
   absl::Span<float> lse = {};  // [total_q, num_q_heads]; only with want_lse
@@ -117,6 +117,7 @@ struct ServerInfo {
   int64_t max_message_bytes = 0;   // of one request or response
   int64_t max_queue_requests = 0;  // beyond this: RESOURCE_EXHAUSTED
   int64_t max_queue_bytes = 0;     // beyond this: RESOURCE_EXHAUSTED
+  int64_t max_stream_bytes = 0;    // of host memory for all streams together
   double default_eps = 0;
   double max_eps = 0;
 };

@@ -16,7 +16,8 @@
 //
 // Every tensor and result buffer that lies wholly in a region of the client's is used where it
 // lies; that is seen from its address. Others may lie anywhere in host memory. All device memory of
-// a call must be that of one device. Slopes are always sent, from host memory.
+// a call must be that of one device, and what lies in no region must fit max_message_bytes: such
+// calls are not streamed. Slopes are always sent, from host memory.
 //
 // Order: nothing of this process's streams is waited for. What writes tensors must have finished
 // before the call begins (cudaStreamSynchronize); when it returns OK, results are written. After a

@@ -17,6 +17,7 @@ class Placer {
     const std::optional<wire::RegionPlace> place = regions_.Find(data, bytes);
     if (place.has_value()) {
       *placed_bytes += static_cast<int64_t>(bytes);
+      on_device_ = on_device_ || regions_.TouchesDevice(data, bytes);
     } else if (status_.ok() && regions_.TouchesDevice(data, bytes)) {
       status_ = absl::InvalidArgumentError(
           absl::StrCat(name, " has ", bytes,
@@ -36,10 +37,12 @@ class Placer {
   }
 
   const absl::Status& status() const { return status_; }
+  bool on_device() const { return on_device_; }
 
  private:
   const RegionMap& regions_;
   absl::Status status_;
+  bool on_device_ = false;
 };
 
 }  // namespace
@@ -72,6 +75,7 @@ absl::StatusOr<RegionPlacement> PlaceTensors(const AttendRequest& request,
   placement.lse =
       placer.Place("result.lse", buffers.lse.data(), buffers.lse.size() * sizeof(float), received);
   if (!placer.status().ok()) return placer.status();
+  placement.on_device = placer.on_device();
   return placement;
 }
 

@@ -24,6 +24,7 @@ struct RegionPlacement {
   std::optional<wire::RegionPlace> phi_k = {};
   std::optional<wire::RegionPlace> o = {};
   std::optional<wire::RegionPlace> lse = {};
+  bool on_device = false;  // whether any of these regions is on a device
   // Bytes of tensors that need not be sent, of the request's and of the answer's.
   int64_t request_bytes = 0;
   int64_t response_bytes = 0;

@@ -25,12 +25,14 @@ Pushback PushbackOf(const grpc::ClientContext& context) {
 }  // namespace
 
 RetryingCall::RetryingCall(ChannelPool* pool, const RetryPolicy& retry, absl::Time deadline,
-                           StartRpc start_rpc, MemoryIsFree memory_is_free, Done done)
+                           StartRpc start_rpc, MemoryIsFree memory_is_free, Done done,
+                           MayRetry may_retry)
     : pool_(pool),
       retry_(retry),
       deadline_(deadline),
       start_rpc_(std::move(start_rpc)),
       memory_is_free_(std::move(memory_is_free)),
+      may_retry_(std::move(may_retry)),
       done_(std::move(done)) {}
 
 void RetryingCall::Start() { StartAttempt(); }
@@ -96,6 +98,10 @@ void RetryingCall::OnAttemptDone(const grpc::Status& grpc_status) {
   }
   if (cancelled) {
     Finish(CancelledByCaller());
+    return;
+  }
+  if (may_retry_ != nullptr && !may_retry_()) {
+    Finish(std::move(status));
     return;
   }
   absl::BitGen random;

@@ -30,12 +30,14 @@ class RetryingCall : public std::enable_shared_from_this<RetryingCall> {
   // Whether nothing of the call's memory is in the transport's hands; `done` waits for it. Called
   // when no attempt is under way, perhaps often.
   using MemoryIsFree = std::function<bool()>;
+  // Whether the attempt that just failed may be made again, if the policy says so too.
+  using MayRetry = std::function<bool()>;
   // Gets the status of the last attempt; called once, on a thread of gRPC.
   using Done = absl::AnyInvocable<void(absl::Status) &&>;
 
-  // `pool` must live until `done` has been called.
+  // `pool` must live until `done` has been called. `may_retry` null: always.
   RetryingCall(ChannelPool* pool, const RetryPolicy& retry, absl::Time deadline, StartRpc start_rpc,
-               MemoryIsFree memory_is_free, Done done);
+               MemoryIsFree memory_is_free, Done done, MayRetry may_retry = nullptr);
 
   // To be called once.
   void Start();
@@ -54,6 +56,7 @@ class RetryingCall : public std::enable_shared_from_this<RetryingCall> {
   const absl::Time deadline_;
   const StartRpc start_rpc_;
   const MemoryIsFree memory_is_free_;
+  const MayRetry may_retry_;
 
   // Touched by one attempt after the other, never by two threads at once.
   Done done_;

@@ -16,6 +16,8 @@ namespace flashbias::server {
 enum class WireBias { kNone, kAlibi, kLowRank };
 
 struct AttendFields {
+  // The header of a stream: tensors but the slopes have no elements yet.
+  bool data_follows = false;
   std::vector<int64_t> q_lens;
   std::vector<int64_t> kv_lens;
   int mask = 0;

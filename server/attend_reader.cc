@@ -15,6 +15,7 @@ using wire::AlibiNumber;
 using wire::LowRankNumber;
 using wire::MessageReader;
 using wire::RequestNumber;
+using wire::StreamNumber;
 
 // One more than is legal, so that validation says how many came.
 constexpr size_t kMaxEntries = kMaxSequences + 1;
@@ -107,6 +108,39 @@ void ReadField(MessageReader* reader, AttendFields* fields) {
   }
 }
 
+absl::Status NoMessage(absl::Span<const grpc::Slice> slices, const char* type,
+                       const MessageReader& reader) {
+  size_t bytes = 0;
+  for (const grpc::Slice& slice : slices) bytes += slice.size();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the message of ", bytes, " bytes is no flashbias.v1.", type, ": ", reader.error()));
+}
+
+// Of a oneof only the member that came last counts; the same one again merges.
+void ReadStreamField(MessageReader* reader, StreamMessage* message) {
+  switch (reader->field()) {
+    case StreamNumber::kHeader:
+      return reader->ReadMessage([&] {
+        message->chunk.reset();
+        if (!message->header.has_value()) message->header.emplace().data_follows = true;
+        while (reader->Next()) ReadField(reader, &*message->header);
+      });
+    case StreamNumber::kChunk: {
+      wire::Chunk chunk = message->chunk.value_or(wire::Chunk());
+      if (wire::ReadChunk(reader, &chunk)) {
+        message->header.reset();
+        message->chunk = chunk;
+      }
+      return;
+    }
+    case StreamNumber::kMaxChunkBytes:
+      reader->ReadVarint(&message->max_chunk_bytes);
+      return;
+    default:
+      return reader->Skip();
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<AttendFields> ReadAttendRequest(absl::Span<const grpc::Slice> slices) {
@@ -114,10 +148,15 @@ absl::StatusOr<AttendFields> ReadAttendRequest(absl::Span<const grpc::Slice> sli
   MessageReader reader(slices);
   while (reader.Next()) ReadField(&reader, &fields);
   if (reader.ok()) return fields;
-  size_t bytes = 0;
-  for (const grpc::Slice& slice : slices) bytes += slice.size();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the message of ", bytes, " bytes is no flashbias.v1.AttendRequest: ", reader.error()));
+  return NoMessage(slices, "AttendRequest", reader);
+}
+
+absl::StatusOr<StreamMessage> ReadAttendStreamRequest(absl::Span<const grpc::Slice> slices) {
+  StreamMessage message;
+  MessageReader reader(slices);
+  while (reader.Next()) ReadStreamField(&reader, &message);
+  if (reader.ok()) return message;
+  return NoMessage(slices, "AttendStreamRequest", reader);
 }
 
 }  // namespace flashbias::server

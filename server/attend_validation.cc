@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -39,11 +40,19 @@ bool Contains(absl::Span<const DType> dtypes, DType dtype) {
   return false;
 }
 
-// Presence, dtype, number of extents, and that the data is exactly what shape and dtype say.
-// `layout` names the extents: "[total_q, num_q_heads, head_dim]".
+// Of a tensor that CheckTensor accepted.
+int64_t TensorBytes(const wire::TensorField& tensor) {
+  auto bytes = static_cast<int64_t>(SizeOf(*wire::DTypeFromWire(tensor.dtype)));
+  for (const int64_t extent : tensor.shape) bytes *= extent;
+  return bytes;
+}
+
+// Presence, dtype, number of extents, and that the data is exactly what shape and dtype say, or
+// not there at all where it follows. `layout` names the extents: "[total_q, num_q_heads,
+// head_dim]".
 absl::StatusOr<DType> CheckTensor(const char* name, const wire::TensorField& tensor,
                                   const char* layout, size_t extents,
-                                  absl::Span<const DType> accepted) {
+                                  absl::Span<const DType> accepted, bool data_follows) {
   if (!tensor.present) {
     return Invalid(name, " is missing; accepted: a tensor of shape ", layout);
   }
@@ -72,6 +81,18 @@ absl::StatusOr<DType> CheckTensor(const char* name, const wire::TensorField& ten
     if (__builtin_mul_overflow(bytes, extent, &bytes) || bytes > kMaxElements) {
       return Invalid(name, ".shape is ", ShapeText(tensor.shape), "; accepted: at most 2^62 bytes");
     }
+  }
+  if (data_follows) {
+    if (tensor.place.region_id != 0 || tensor.place.offset != 0) {
+      const bool id = tensor.place.region_id != 0;
+      return Invalid(
+          name, id ? ".region_id is " : ".region_offset is ",
+          id ? absl::StrCat(absl::Hex(tensor.place.region_id)) : absl::StrCat(tensor.place.offset),
+          "; accepted: 0 in the header of a stream, whose tensors come in chunks");
+    }
+    if (tensor.data.size == 0) return *dtype;
+    return Invalid(name, ".data has ", tensor.data.size,
+                   " bytes; accepted: none in the header of a stream");
   }
   if (tensor.place.region_id != 0) {
     if (tensor.data.size != 0) {
@@ -108,8 +129,8 @@ absl::Status CheckQkv(const AttendFields& fields, const AttendLimits& limits,
       {"q", fields.q, kQLayout}, {"k", fields.k, kKvLayout}, {"v", fields.v, kKvLayout}};
   std::optional<DType> first;
   for (const Operand& operand : operands) {
-    const absl::StatusOr<DType> dtype =
-        CheckTensor(operand.name, operand.tensor, operand.layout, 3, limits.dtypes);
+    const absl::StatusOr<DType> dtype = CheckTensor(operand.name, operand.tensor, operand.layout, 3,
+                                                    limits.dtypes, fields.data_follows);
     if (!dtype.ok()) return dtype.status();
     if (first.has_value() && *dtype != *first) {
       return Invalid(operand.name, ".dtype is ", Name(*dtype), "; accepted: that of q, ",
@@ -254,7 +275,7 @@ absl::Status CheckAlibi(const wire::TensorField& slopes, size_t num_sequences,
   const bool per_sequence = slopes.shape.size() == 2;
   const char* layout = "[num_q_heads] or [num_sequences, num_q_heads]";
   const absl::StatusOr<DType> dtype =
-      CheckTensor(kName, slopes, layout, per_sequence ? 2 : 1, kAccepted);
+      CheckTensor(kName, slopes, layout, per_sequence ? 2 : 1, kAccepted, /*data_follows=*/false);
   if (!dtype.ok()) return dtype.status();
   // Their values are checked, and could change in a region afterwards.
   if (slopes.place.region_id != 0) return Invalid(kName, ".region_id is set; accepted: data");
@@ -272,10 +293,12 @@ absl::Status CheckLowRank(const AttendFields& fields, const AttendLimits& limits
                           AttentionProblem* problem) {
   constexpr DType kAccepted[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
   const absl::StatusOr<DType> q_dtype =
-      CheckTensor("low_rank.phi_q", fields.phi_q, "[total_q, num_q_heads or 1, R]", 3, kAccepted);
+      CheckTensor("low_rank.phi_q", fields.phi_q, "[total_q, num_q_heads or 1, R]", 3, kAccepted,
+                  fields.data_follows);
   if (!q_dtype.ok()) return q_dtype.status();
   const absl::StatusOr<DType> k_dtype =
-      CheckTensor("low_rank.phi_k", fields.phi_k, "[total_kv, num_q_heads or 1, R]", 3, kAccepted);
+      CheckTensor("low_rank.phi_k", fields.phi_k, "[total_kv, num_q_heads or 1, R]", 3, kAccepted,
+                  fields.data_follows);
   if (!k_dtype.ok()) return k_dtype.status();
   if (*k_dtype != *q_dtype) {
     return Invalid("low_rank.phi_k.dtype is ", Name(*k_dtype), "; accepted: that of phi_q, ",
@@ -312,6 +335,40 @@ absl::Status CheckLowRank(const AttendFields& fields, const AttendLimits& limits
   return absl::OkStatus();
 }
 
+// The answer of a stream comes in chunks.
+absl::Status CheckNoPlaces(const AttendFields& fields) {
+  for (const auto& [name, place] :
+       {std::pair{"o_place", fields.o_place}, std::pair{"lse_place", fields.lse_place}}) {
+    if (place.has_value()) {
+      return Invalid(
+          name, " is set; accepted: none in the header of a stream, whose answer comes in chunks");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Before a sum of sizes that nobody sent yet is made, or a product of the counts behind them.
+absl::Status CheckStreamBytes(const AttendFields& fields, const ValidatedAttend& valid,
+                              const AttendLimits& limits) {
+  const int64_t limit = limits.max_stream_bytes;
+  const auto too_much = [&](const char* what, int64_t bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        what, " would take ", bytes, " bytes; the limit is ", limit, " bytes a stream"));
+  };
+  for (const auto& [name, bytes] : {std::pair{"q", valid.q_bytes}, std::pair{"k", valid.kv_bytes},
+                                    std::pair{"low_rank.phi_q", valid.phi_q_bytes},
+                                    std::pair{"low_rank.phi_k", valid.phi_k_bytes}}) {
+    if (bytes > limit) return too_much(name, bytes);
+  }
+  const int64_t lse = fields.want_lse ? valid.problem.total_q * valid.problem.num_q_heads *
+                                            static_cast<int64_t>(sizeof(float))
+                                      : 0;
+  const int64_t all =
+      2 * valid.q_bytes + 2 * valid.kv_bytes + valid.phi_q_bytes + valid.phi_k_bytes + lse;
+  if (all > limit) return too_much("q, k, v, the factors, o and lse", all);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
@@ -329,18 +386,28 @@ absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
     status = CheckLowRank(fields, limits, &problem);
   }
   if (!status.ok()) return status;
+  valid.q_bytes = TensorBytes(fields.q);
+  valid.kv_bytes = TensorBytes(fields.k);
+  if (problem.bias_kind == BiasKind::kLowRank) {
+    valid.phi_q_bytes = TensorBytes(fields.phi_q);
+    valid.phi_k_bytes = TensorBytes(fields.phi_k);
+  }
+  if (fields.data_follows) {
+    status = CheckNoPlaces(fields);
+    if (!status.ok()) return status;
+    if (status = CheckStreamBytes(fields, valid, limits); !status.ok()) return status;
+  }
 
-  // q's size was checked, o has the same, and lse has at most 4 bytes for every element of q, which
-  // came over the wire or is bounded: neither product can overflow.
-  valid.o_bytes = problem.total_q * problem.num_q_heads * problem.head_dim *
-                  static_cast<int64_t>(SizeOf(problem.dtype));
+  // o has the size of q, which came over the wire or is bounded, and lse has at most 4 bytes for
+  // every element of q: neither product can overflow.
+  valid.o_bytes = valid.q_bytes;
   if (fields.want_lse) {
     valid.lse_bytes = problem.total_q * problem.num_q_heads * static_cast<int64_t>(sizeof(float));
   }
   const int64_t response_bytes = (fields.o_place.has_value() ? 0 : valid.o_bytes) +
                                  (fields.lse_place.has_value() ? 0 : valid.lse_bytes) +
                                  kResponseOverheadBytes;
-  if (response_bytes > limits.max_message_bytes) {
+  if (!fields.data_follows && response_bytes > limits.max_message_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "the response would take up to ", response_bytes, " bytes (o ", valid.o_bytes, ", lse ",
         valid.lse_bytes, "); the limit is ", limits.max_message_bytes, " bytes a message"));

@@ -2,7 +2,8 @@
 // trust.
 //
 // Every product of sizes is checked for overflow, and every size against the bytes that really
-// came, before anything is allocated; region_binding.h does the latter for tensors in regions. Pure
+// came, before anything is allocated; region_binding.h does the latter for tensors in regions, and
+// those that are to come in a stream are held against its limit. Pure
 // function, thread-safe.
 #ifndef FLASHBIAS_SERVER_ATTEND_VALIDATION_H_
 #define FLASHBIAS_SERVER_ATTEND_VALIDATION_H_
@@ -33,6 +34,8 @@ struct AttendLimits {
   int max_rank = kMaxRank;
   int64_t max_sequences = kMaxSequences;
   int64_t max_message_bytes = 0;  // of the response
+  // Of the tensors of a stream, inputs and outputs; at most 2^48.
+  int64_t max_stream_bytes = 0;
 };
 
 struct ValidatedAttend {
@@ -40,12 +43,17 @@ struct ValidatedAttend {
   AttentionProblem problem;
   std::vector<Sequence> sequences;
   int64_t num_slopes = 0;  // 0: no ALiBi
-  int64_t o_bytes = 0;     // in the response or at its place
-  int64_t lse_bytes = 0;   // 0: not wanted
+  // Of the tensors, those of the factors where there are any; the slopes apart.
+  int64_t q_bytes = 0;
+  int64_t kv_bytes = 0;  // of k, and of v
+  int64_t phi_q_bytes = 0;
+  int64_t phi_k_bytes = 0;
+  int64_t o_bytes = 0;    // in the response or at its place
+  int64_t lse_bytes = 0;  // 0: not wanted
 };
 
 // INVALID_ARGUMENT naming the field, what came and what is accepted; RESOURCE_EXHAUSTED where the
-// response would exceed max_message_bytes.
+// response would exceed max_message_bytes or, in a stream, all tensors together max_stream_bytes.
 absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
                                                const AttendLimits& limits);
 

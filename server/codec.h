@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -27,6 +28,8 @@
 #include "server/pending_request.h"
 #include "server/region_binding.h"
 #include "server/region_registry.h"
+#include "wire/chunk_assembler.h"
+#include "wire/chunk_cutter.h"
 #include "wire/copy_pool.h"
 
 namespace flashbias::server {
@@ -52,6 +55,22 @@ absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
                                                 const AttendLimits& limits,
                                                 const RegionRegistry* regions = nullptr);
 
+// The same from fields that were read already; `slices` hold the message they came in.
+absl::StatusOr<ParsedAttend> ParseAttendFields(AttendFields fields, std::vector<grpc::Slice> slices,
+                                               const AttendLimits& limits,
+                                               const RegionRegistry* regions = nullptr);
+
+// Room for a request whose tensors are yet to be written.
+struct ReservedAttend {
+  DecodedAttend decoded;
+  std::vector<wire::IncomingTensor> inputs;  // where they belong, in storage of `decoded`
+};
+
+// Makes room for tensors and outputs in blocks of `allocator` and lets go of the message; what is
+// in regions stays there. `keeps` lives as long as the storage. Errors as StageAttendRequest.
+absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
+                                                    std::shared_ptr<void> keeps = nullptr);
+
 // Copies the message's tensors into a block of `allocator`, lets go of the message and makes room
 // for the outputs; what is in regions stays there. `copy_pool` null: the caller copies alone.
 // Errors are the allocator's: RESOURCE_EXHAUSTED where asking again may help.
@@ -72,6 +91,23 @@ struct ResponseTiming {
 grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
                                       std::unique_ptr<ProblemStorage> storage,
                                       const ResponseTiming& timing);
+
+// An answer as the messages of a stream: its header, then o and lse in chunks that refer to the
+// problem's storage and keep it alive. Thread-safety: one thread at a time.
+class AttendResponseStream {
+ public:
+  // REQUIRES: as EncodeAttendResponse; chunk_bytes > 0.
+  AttendResponseStream(const AttentionProblem& problem, std::unique_ptr<ProblemStorage> storage,
+                       const ResponseTiming& timing, int64_t chunk_bytes);
+
+  // The next message; nullopt: that was all.
+  std::optional<grpc::ByteBuffer> Next();
+
+ private:
+  std::shared_ptr<ProblemStorage> storage_;
+  std::optional<grpc::ByteBuffer> header_;  // until it is sent
+  wire::ChunkCutter cutter_;
+};
 
 }  // namespace flashbias::server
 

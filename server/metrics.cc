@@ -18,11 +18,11 @@
 namespace flashbias::server {
 namespace {
 
-constexpr std::array kMethods = {"Attend", "GetServerInfo"};
+constexpr std::array kMethods = {"Attend", "AttendStream", "GetServerInfo"};
 constexpr std::array kStages = {"receive", "queue",    "compute", "upload",
                                 "kernel",  "download", "send"};
 constexpr std::array kReasons = {"queue", "deadline", "invalid", "draining", "memory"};
-constexpr std::array kWheres = {"receiving", "queue", "running"};
+constexpr std::array kWheres = {"receiving", "queue", "running", "sending"};
 constexpr std::array kTransports = {"tcp", "unix"};
 constexpr int kStatusCodes = 17;  // OK to UNAUTHENTICATED
 

@@ -22,7 +22,7 @@ class Collectable;
 
 namespace flashbias::server {
 
-enum class Method { kAttend, kGetServerInfo };
+enum class Method { kAttend, kAttendStream, kGetServerInfo };
 // What a call came over.
 enum class Transport { kTcp, kUnix };
 // kUpload, kKernel and kDownload are parts of kCompute.
@@ -30,8 +30,8 @@ enum class Stage { kReceive, kQueue, kCompute, kUpload, kKernel, kDownload, kSen
 // kMemory: the answer would exceed the message limit, the request the memory of a device, or host
 // memory is full.
 enum class RejectReason { kQueue, kDeadline, kInvalid, kDraining, kMemory };
-// kReceiving: before the whole message had come.
-enum class CancelWhere { kReceiving, kQueue, kRunning };
+// kReceiving: before the whole message or stream had come. kSending: a stream's answer.
+enum class CancelWhere { kReceiving, kQueue, kRunning, kSending };
 
 // One device as a scrape finds it.
 struct DeviceReading {
@@ -62,7 +62,7 @@ class Metrics {
   void Cancelled(CancelWhere where);
   void SetQueue(int64_t requests, int64_t bytes);
   void TilesFinished(int64_t computed, int64_t skipped);
-  // One message of a call to Attend.
+  // The message of a call to Attend, or all messages of one to AttendStream.
   void ReceivedMessage(int64_t bytes);
   void SentMessage(int64_t bytes);
 

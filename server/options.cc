@@ -83,6 +83,8 @@ absl::Status Validate(const ServerOptions& options) {
            Validate(scheduler),
            CheckRange("max_message_bytes", options.max_message_bytes, 1024,
                       std::numeric_limits<int32_t>::max()),
+           CheckRange("max_stream_bytes", options.max_stream_bytes, int64_t{1} << 20,
+                      int64_t{1} << 48),
            CheckRange("max_sequences", options.max_sequences, 1, kMaxSequences),
            CheckRange("copy_threads", options.copy_threads, 0, 64),
            CheckRange("max_concurrent_streams", options.max_concurrent_streams, 1,

@@ -25,14 +25,18 @@ struct ServerOptions {
       .batch = {.max_work = int64_t{1} << 26,
                 .max_bytes = int64_t{256} << 20,
                 .max_requests = 64,
+                .worthwhile_bytes = int64_t{1} << 20,
                 .max_queue_delay = absl::Milliseconds(2)},
       .max_queue_requests = 1024,
       .max_queue_bytes = int64_t{2} << 30,
+      .start_at_once = true,
   };
 
   int64_t max_message_bytes = int64_t{512}
                               << 20;  // of a request and of a response; 1 KiB to 2^31 - 1
-  int64_t max_sequences = 65536;      // of one request; 1 to 65536
+  // Host memory, inputs and outputs, that all streams together may hold; 1 MiB to 2^48.
+  int64_t max_stream_bytes = int64_t{8} << 30;
+  int64_t max_sequences = 65536;  // of one request; 1 to 65536
   // That copy one large request at once. 0: a quarter of the hardware threads, 1 to 8.
   int copy_threads = 0;               // 0 to 64
   int max_concurrent_streams = 1024;  // calls at once on one connection; at least 1

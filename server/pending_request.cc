@@ -19,6 +19,7 @@ PendingRequest::PendingRequest(Params params, Completion::Callback callback)
     : problem_(params.problem),
       storage_(std::move(params.storage)),
       bytes_(params.bytes),
+      memory_is_reserved_(params.memory_is_reserved),
       work_(std::min(kMaxRequestWork, EstimateScoreElements(params.problem))),
       receive_duration_(params.receive_duration),
       deadline_(params.deadline),

@@ -85,6 +85,8 @@ class PendingRequest {
     AttentionProblem problem = {};                 // validated
     std::unique_ptr<ProblemStorage> storage = {};  // owns all that `problem` points to
     int64_t bytes = 0;                             // of memory held: the message and the outputs
+    // Whether that memory is bounded elsewhere, so that the queue's limit of bytes is not asked.
+    bool memory_is_reserved = false;
     absl::Duration receive_duration = {};
     absl::Time deadline = absl::InfiniteFuture();
   };
@@ -97,6 +99,8 @@ class PendingRequest {
 
   const AttentionProblem& problem() const { return problem_; }
   int64_t bytes() const { return bytes_; }
+  // Of those, what counts against the queue's limit.
+  int64_t queue_bytes() const { return memory_is_reserved_ ? 0 : bytes_; }
   // Estimated score elements, 1 to kMaxRequestWork.
   int64_t work() const { return work_; }
   absl::Time deadline() const { return deadline_; }
@@ -118,6 +122,7 @@ class PendingRequest {
   const AttentionProblem problem_;
   std::unique_ptr<ProblemStorage> storage_;
   const int64_t bytes_;
+  const bool memory_is_reserved_;
   const int64_t work_;
   const absl::Duration receive_duration_;
   const absl::Time deadline_;

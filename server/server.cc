@@ -199,6 +199,7 @@ class Server::Impl {
   bool ShutdownOnce(absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     Health(grpc_.get()).SetServing(false);
     scheduler_->Drain();
+    service_->RefuseStreams();
     const bool drained =
         scheduler_->WaitUntilDrained(deadline) && service_->WaitUntilIdle(deadline);
     if (!drained) {

@@ -5,8 +5,7 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
+#include "server/attend_call.h"
 #include "server/codec.h"
 #include "server/log.h"
 #include "server/pending_request.h"
@@ -15,26 +14,9 @@
 namespace flashbias::server {
 namespace {
 
-// Read by gRPC's retry machinery and by our client.
-constexpr const char* kRetryPushback = "grpc-retry-pushback-ms";
-// When host memory may be free again: about what a batch takes.
-constexpr absl::Duration kMemoryRetryAfter = absl::Milliseconds(100);
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
-}
-
 int CopyThreads(const ServerOptions& options) {
   if (options.copy_threads > 0) return options.copy_threads;
   return std::clamp(static_cast<int>(std::thread::hardware_concurrency() / 4), 1, 8);
-}
-
-Transport TransportOf(const grpc::CallbackServerContext& context) {
-  return absl::StartsWith(context.peer(), "unix") ? Transport::kUnix : Transport::kTcp;
-}
-
-RejectReason ReasonOf(const absl::Status& status) {
-  return absl::IsResourceExhausted(status) ? RejectReason::kMemory : RejectReason::kInvalid;
 }
 
 }  // namespace
@@ -115,36 +97,22 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
   }
 
  private:
-  bool DeadlinePassed() const {
-    return absl::FromChrono(context_->deadline()) <= service_->clock_->Now();
-  }
+  bool DeadlinePassed() const { return server::DeadlinePassed(*context_, *service_->clock_); }
 
   void Answer(Outcome outcome) {
     Metrics& metrics = *service_->metrics_;
     if (outcome.status.ok()) {
       const absl::Duration send = service_->clock_->Now() - outcome.batch_end;
       *response_ = EncodeAttendResponse(outcome.problem, std::move(outcome.storage),
-                                        {.receive = outcome.receive_duration,
-                                         .queue = outcome.queue_duration,
-                                         .compute = outcome.compute_duration,
-                                         .send = send,
-                                         .batch_requests = outcome.batch_requests,
-                                         .stats = outcome.stats});
+                                        TimingOf(outcome, send));
       // gRPC aborts the process on an OK answer without a buffer.
       if (!response_->Valid()) outcome.status = absl::InternalError("the response has no bytes");
     }
     if (outcome.status.ok()) {
-      metrics.StageFinished(Stage::kQueue, outcome.queue_duration);
-      metrics.StageFinished(Stage::kCompute, outcome.compute_duration);
-      metrics.StageFinished(Stage::kUpload, outcome.stats.upload);
-      metrics.StageFinished(Stage::kKernel, outcome.stats.kernel);
-      metrics.StageFinished(Stage::kDownload, outcome.stats.download);
-      metrics.StageFinished(Stage::kSend, service_->clock_->Now() - outcome.batch_end);
-      metrics.TilesFinished(outcome.stats.tiles_computed, outcome.stats.tiles_skipped);
+      CountStages(outcome, service_->clock_->Now() - outcome.batch_end, &metrics);
       metrics.SentMessage(static_cast<int64_t>(response_->Length()));
     } else if (outcome.retry_after.has_value()) {
-      context_->AddTrailingMetadata(kRetryPushback,
-                                    absl::StrCat(absl::ToInt64Milliseconds(*outcome.retry_after)));
+      AddRetryPushback(context_, *outcome.retry_after);
     }
     const absl::Duration total = service_->clock_->Now() - arrival_;
     metrics.CallFinished(Method::kAttend, TransportOf(*context_), outcome.status.code(), total);
@@ -176,7 +144,10 @@ Service::Service(const ServerOptions& options, const BackendInfo& backend,
              .max_head_dim = backend_.max_head_dim,
              .max_rank = backend_.max_rank,
              .max_sequences = options.max_sequences,
-             .max_message_bytes = options.max_message_bytes};
+             .max_message_bytes = options.max_message_bytes,
+             .max_stream_bytes = options.max_stream_bytes};
+  streams_ = std::make_unique<AttendStreams>(limits_, host_allocator_, clock_, scheduler_, metrics_,
+                                             &copy_pool_);
   info_.set_version(FLASHBIAS_VERSION);
   info_.set_backend(backend_.name);
   for (const std::string& device : backend_.devices) info_.add_devices(device);
@@ -192,6 +163,7 @@ Service::Service(const ServerOptions& options, const BackendInfo& backend,
   info_.set_max_eps(kMaxEps);
   info_.set_max_sequences(options.max_sequences);
   info_.set_max_heads(kMaxHeads);
+  info_.set_max_stream_bytes(options.max_stream_bytes);
 }
 
 grpc::ServerUnaryReactor* Service::Attend(grpc::CallbackServerContext* context,
@@ -202,6 +174,11 @@ grpc::ServerUnaryReactor* Service::Attend(grpc::CallbackServerContext* context,
   // memory as soon as it has been read.
   call->Begin(const_cast<grpc::ByteBuffer*>(request));
   return call;
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::AttendStream(
+    grpc::CallbackServerContext* context) {
+  return streams_->Begin(context);
 }
 
 grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* context,
@@ -218,6 +195,7 @@ grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* co
 }
 
 bool Service::WaitUntilIdle(absl::Time deadline) {
+  if (!streams_->WaitUntilIdle(deadline)) return false;
   MutexLock lock(&mutex_);
   return mutex_.Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return IdleLocked(); },
                       deadline);

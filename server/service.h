@@ -21,6 +21,7 @@
 #include "flashbias/v1/attention.grpc.pb.h"
 #include "kernels/attention_backend.h"
 #include "kernels/host_memory.h"
+#include "server/attend_stream.h"
 #include "server/attend_validation.h"
 #include "server/clock.h"
 #include "server/metrics.h"
@@ -32,9 +33,10 @@
 
 namespace flashbias::server {
 
-class Service final
-    : public v1::AttentionService::WithRawCallbackMethod_Attend<
-          v1::AttentionService::WithCallbackMethod_GetServerInfo<v1::AttentionService::Service>> {
+class Service final : public v1::AttentionService::WithRawCallbackMethod_AttendStream<
+                          v1::AttentionService::WithRawCallbackMethod_Attend<
+                              v1::AttentionService::WithCallbackMethod_GetServerInfo<
+                                  v1::AttentionService::Service>>> {
  public:
   // Requests and results lie in memory of `host_allocator`, which must outlive the service and all
   // that it answered. `regions`, null or with the service's life, is where calls over the unix
@@ -46,11 +48,17 @@ class Service final
   grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,
                                    const grpc::ByteBuffer* request,
                                    grpc::ByteBuffer* response) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttendStream(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
                                           const v1::GetServerInfoRequest* request,
                                           v1::GetServerInfoResponse* response) override;
 
-  // Whether by `deadline` gRPC is done with every call to Attend: its answer is on the wire.
+  // Once the scheduler drains: ends the streams whose data still arrives, which it would refuse.
+  void RefuseStreams() { streams_->RefuseIncomplete(); }
+
+  // Whether by `deadline` gRPC is done with every call to Attend and AttendStream: its answer is on
+  // the wire.
   bool WaitUntilIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
@@ -70,6 +78,7 @@ class Service final
   Metrics* const metrics_;
   const RegionRegistry* const regions_;
   wire::CopyPool copy_pool_;
+  std::unique_ptr<AttendStreams> streams_;
 
   Mutex mutex_;
   int64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -9,7 +9,7 @@ set -euo pipefail
 # include a header that matches FORBIDDEN. Extended regular expressions; BUT may be empty.
 wire='^(flashbias/v1/|grpc|google/protobuf|.*\.pb\.h$)'
 # Of wire/, what shows gRPC or protobuf.
-wire_grpc='^wire/(gather|message_reader|message_writer|slice_stream|tensor_reader|transport_options)'
+wire_grpc='^wire/(chunk|chunk_assembler|gather|message_reader|message_writer|slice_stream|tensor_reader|transport_options)'
 cuda='^(cuda|cuda_[a-z0-9_]+|device_launch_parameters|mma|cooperative_groups)\.h$|^(cuda|cub|thrust)/'
 check_tree() {
   found=0
@@ -28,12 +28,12 @@ check_tree() {
   rule '' '^kernels/cuda/.*\.cuh?$' '\.cuh$' 'device code stays in .cu and .cuh files'
   rule '^server/' '' '^(kernels/[^/]*/|client/|tests/|hwy/|tbb/|oneapi/)' \
     'the server sees kernels/*.h only'
-  rule '^server/' '^server/(service|codec|attend_reader|server|health|reflection)\.(h|cc)$' \
+  rule '^server/' '^server/(service|codec|attend_(call|reader|stream)|server|health|reflection)\.(h|cc)$' \
     "$wire|$wire_grpc" \
-    'gRPC and protobuf stay in service, codec, attend_reader and what wires the gRPC server'
+    'gRPC and protobuf stay in service, codec, attend_* and what wires the gRPC server'
   rule '^wire/' '' '^(kernels/|server/|client/|tests/|prometheus/|hwy/|tbb/|oneapi/)|\.pb\.h$' \
     'wire/ knows the contract, no generated class and nobody who uses it' '^kernels/dtype\.h$'
-  rule '^wire/(tensor_field|contract|copy_pool|region_protocol|unique_fd)\.(h|cc)$' '' "$wire|$wire_grpc" \
+  rule '^wire/(tensor_field|contract|copy_pool|chunk_cutter|region_protocol|unique_fd)\.(h|cc)$' '' "$wire|$wire_grpc" \
     'what the gRPC-free core includes is free of gRPC'
   rule '^server/' '^server/(metrics|metrics_endpoint)\.(h|cc)$' '^prometheus/' \
     'prometheus-cpp stays in metrics'
@@ -45,7 +45,7 @@ check_tree() {
     'the load generator sees the reference beside what the client sees' \
     '^kernels/((dtype|alibi|attention_problem)\.h$|reference/)'
   rule '^client/(attention_client|attention_types|cancellation|retry_policy|shared_region|device_region)\.h$' '' \
-    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|tensor_loans|region_connection|region_map|region_placement)" \
+    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|stream_call|tensor_loans|region_connection|region_map|region_placement)" \
     'public headers of the client show neither protobuf nor gRPC'
   rule '^client/(call|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
   return "$found"
@@ -133,6 +133,10 @@ self_test() {
   expect pass server/attend_reader.cc wire/message_reader.h
   expect fail server/scheduler.cc wire/gather.h
   expect pass server/attend_validation.cc wire/contract.h
+  expect pass server/attend_stream.cc grpcpp/grpcpp.h
+  expect fail server/stream_budget.h grpcpp/grpcpp.h
+  expect fail server/attend_fields.h wire/chunk.h
+  expect fail wire/chunk_cutter.h grpcpp/support/slice.h
   expect fail kernels/a.cc wire/contract.h
   expect pass wire/message_reader.h grpcpp/support/slice.h
   expect fail wire/tensor_field.h grpcpp/support/slice.h

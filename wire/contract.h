@@ -11,6 +11,10 @@ namespace flashbias::wire {
 
 // The service's path, as HTTP/2 has it.
 inline constexpr char kAttendMethod[] = "/flashbias.v1.AttentionService/Attend";
+inline constexpr char kAttendStreamMethod[] = "/flashbias.v1.AttentionService/AttendStream";
+
+// Key of the server's initial metadata once it has taken a stream's header.
+inline constexpr char kStreamAccepted[] = "flashbias-stream-accepted";
 
 // enum DType; 0 is unspecified.
 inline constexpr int kFloat16 = 1;
@@ -20,6 +24,15 @@ inline constexpr int kFloat32 = 3;
 // enum Mask; 0 is unspecified.
 inline constexpr int kMaskCausal = 1;
 inline constexpr int kMaskFull = 2;
+
+// enum StreamTensor; 0 is unspecified.
+inline constexpr int kStreamQ = 1;
+inline constexpr int kStreamK = 2;
+inline constexpr int kStreamV = 3;
+inline constexpr int kStreamPhiQ = 4;
+inline constexpr int kStreamPhiK = 5;
+inline constexpr int kStreamO = 6;
+inline constexpr int kStreamLse = 7;
 
 struct TensorNumber {
   static constexpr int kDType = 1;
@@ -79,6 +92,19 @@ struct TimingNumber {
   static constexpr int kUploadSeconds = 8;
   static constexpr int kKernelSeconds = 9;
   static constexpr int kDownloadSeconds = 10;
+};
+
+// AttendStreamRequest and AttendStreamResponse; the last is the request's.
+struct StreamNumber {
+  static constexpr int kHeader = 1;
+  static constexpr int kChunk = 2;
+  static constexpr int kMaxChunkBytes = 3;
+};
+
+struct ChunkNumber {
+  static constexpr int kTensor = 1;
+  static constexpr int kOffset = 2;
+  static constexpr int kData = 15;
 };
 
 constexpr int ToWire(DType dtype) {

@@ -34,6 +34,7 @@ size_t TensorBytes(const AttentionProblem& problem);
 
 class TransferPlan {
  public:
+  // One copy: of one tensor, or, where direct, of several that follow each other in memory.
   struct Transfer {
     char* host;  // inputs are only read
     size_t bytes;

@@ -78,6 +78,7 @@ TEST(AttentionClientTest, CreateRefusesOptionsOutOfRange) {
   EXPECT_EQ(code({.target = "x:1", .retry = {.max_attempts = 0}}),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.target = "x:1", .max_message_bytes = 0}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({.target = "x:1", .stream_above_bytes = -1}), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.target = "x:1", .max_message_bytes = int64_t{1} << 31}),
             absl::StatusCode::kInvalidArgument);
 }
@@ -358,17 +359,15 @@ TEST(AttentionClientTest, DestructionEndsWaitsBetweenAttempts) {
   EXPECT_EQ(cancelled, 1);
 }
 
+// With a limit too small to stream.
 TEST(AttentionClientTest, MessageLimitIsCheckedBeforeSending) {
   FakeServer server(EchoHandler());
   TestRequest test;
   // q 384 bytes, k and v 160 each.
-  auto result = Connect(server, {.max_message_bytes = 1023})->Attend(test.request);
+  const auto result = Connect(server, {.max_message_bytes = 1023})->Attend(test.request);
   EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(result.status().message()),
               AllOf(HasSubstr("the request"), HasSubstr("1024 bytes"), HasSubstr("1023")));
-  // The tensors fit, the encoding around them does not.
-  result = Connect(server, {.max_message_bytes = 1024})->Attend(test.request);
-  EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(server.calls(), 0);
   EXPECT_TRUE(Connect(server, {.max_message_bytes = 1200})->Attend(test.request).ok());
 }
@@ -376,15 +375,15 @@ TEST(AttentionClientTest, MessageLimitIsCheckedBeforeSending) {
 TEST(AttentionClientTest, AnswersBeyondTheLimitAreNotAskedFor) {
   FakeServer server(EchoHandler());
   const std::vector<float> data(1000, 1.0f);
-  const AttendRequest request{.q = {.shape = {250, 1, 1}, .data = data.data()},
+  const AttendRequest request{.q = {.shape = {240, 1, 1}, .data = data.data()},
                               .k = {.shape = {1, 1, 1}, .data = data.data()},
                               .v = {.shape = {1, 1, 1}, .data = data.data()},
                               .mask = MaskKind::kFull,
                               .want_lse = true};
-  const auto result = Connect(server, {.max_message_bytes = 1500})->Attend(request);
+  const auto result = Connect(server, {.max_message_bytes = 1000})->Attend(request);
   EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(result.status().message()),
-              AllOf(HasSubstr("the answer"), HasSubstr("2000 bytes"), HasSubstr("1500")));
+              AllOf(HasSubstr("the answer"), HasSubstr("1920 bytes"), HasSubstr("1000")));
   EXPECT_EQ(server.calls(), 0);
 }
 
@@ -576,6 +575,7 @@ TEST(AttentionClientTest, GetServerInfo) {
   info->set_max_queue_bytes(2000);
   info->set_default_eps(0x1p-24);
   info->set_max_eps(0x1p-8);
+  info->set_max_stream_bytes(3000);
   const auto result = Connect(server)->GetServerInfo();
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->version, "1.2.3");
@@ -590,6 +590,7 @@ TEST(AttentionClientTest, GetServerInfo) {
   EXPECT_EQ(result->max_queue_bytes, 2000);
   EXPECT_EQ(result->default_eps, 0x1p-24);
   EXPECT_EQ(result->max_eps, 0x1p-8);
+  EXPECT_EQ(result->max_stream_bytes, 3000);
 }
 
 }  // namespace

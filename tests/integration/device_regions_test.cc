@@ -442,6 +442,21 @@ TEST_F(DeviceRegionsTest, ARequestRunsOnTheDeviceWhoseMemoryItNames) {
               HasSubstr("o_place lies in memory of another device than q; accepted: one device"));
 }
 
+// A stream would read all tensors on the host.
+TEST_F(DeviceRegionsTest, CallsWithTensorsOnADeviceAreNeverStreamed) {
+  Start();
+  client_ = *AttentionClient::Create({.target = Target(), .max_message_bytes = 2000});
+  auto region = Register(memory_);
+  ASSERT_TRUE(region.ok()) << region.status();
+  const OwnedProblem owned = Materialise(Small());
+  const PlacedRequest placed(owned, memory_.data(), 3, &std::memcpy, /*k_stays=*/true);
+  const absl::Status status =
+      client_->Attend(placed.request(), {.result = placed.result()}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("max_message_bytes is 2000"));
+  ExpectAnswer(PlacedRequest(owned, memory_.data(), 3, &std::memcpy), Small());
+}
+
 TEST_F(DeviceRegionsTest, WithoutADeviceRegisteringIsRefused) {
   std::vector<std::unique_ptr<AttentionBackend>> backends;
   backends.push_back(std::make_unique<support::ReferenceBackend>());

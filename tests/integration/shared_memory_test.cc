@@ -216,7 +216,8 @@ TEST_F(SharedMemoryTest, WhatLiesInARegionIsInNoMessage) {
   options_.max_message_bytes = 1024;
   StartPuppet(true);
   client_ = nullptr;
-  auto small = AttentionClient::Create({.target = UnixTarget(), .max_message_bytes = 1024});
+  // Too little to stream with.
+  auto small = AttentionClient::Create({.target = UnixTarget(), .max_message_bytes = 1023});
   ASSERT_TRUE(small.ok());
   client_ = *std::move(small);
   const std::unique_ptr<SharedRegion> region = NewRegion(1 << 20);
@@ -229,6 +230,34 @@ TEST_F(SharedMemoryTest, WhatLiesInARegionIsInNoMessage) {
   char* const o = region->data() + (1 << 19);
   const auto result = client_->Attend(request, {.result = {.o = {o, 8192}}});
   EXPECT_TRUE(result.ok()) << result.status();
+}
+
+TEST_F(SharedMemoryTest, WhatMustBeStreamedIsStreamedFromARegionToo) {
+  StartCpu();
+  auto streaming = AttentionClient::Create({.target = UnixTarget(), .stream_above_bytes = 8191});
+  ASSERT_TRUE(streaming.ok());
+  const auto region = (*streaming)->CreateRegion(1 << 20);
+  ASSERT_TRUE(region.ok()) << region.status();
+  char* const data = (*region)->data();
+  for (size_t n = 0; n < 8192; ++n) data[n] = static_cast<char>(n % 61);
+  const TensorView tensor = {.dtype = DType::kFloat32, .shape = {32, 2, 32}, .data = data};
+  const client::AttendRequest request = {
+      .q = tensor, .k = tensor, .v = tensor, .mask = client::MaskKind::kFull};
+  const absl::StatusOr<AttendResult> want = client_->Attend(request);  // inline: not its region
+  ASSERT_TRUE(want.ok()) << want.status();
+  // The answer, of 8192 bytes, has no place in a region.
+  const absl::StatusOr<AttendResult> got = (*streaming)->Attend(request);
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_TRUE(got->o == want->o);
+  // Here nothing is left to stream.
+  char* const o = data + (1 << 19);
+  ASSERT_TRUE((*streaming)->Attend(request, {.result = {.o = {o, 8192}}}).ok());
+  EXPECT_TRUE(absl::string_view(o, 8192) == want->o);
+  absl::StatusOr<Samples> samples = Scrape(server_->metrics_port());
+  ASSERT_TRUE(samples.ok());
+  EXPECT_EQ((*samples)["flashbias_requests_total{code=\"OK\",method=\"AttendStream\","
+                       "transport=\"unix\"}"],
+            1);
 }
 
 TEST_F(SharedMemoryTest, TheGeneratedClassesCanUseRegions) {

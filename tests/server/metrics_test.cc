@@ -62,6 +62,8 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
            "flashbias_cancelled_total{where=\"receiving\"} 0",
            "flashbias_cancelled_total{where=\"queue\"} 0",
            "flashbias_cancelled_total{where=\"running\"} 0",
+           "flashbias_cancelled_total{where=\"sending\"} 0",
+           "flashbias_requests_total{code=\"OK\",method=\"AttendStream\",transport=\"unix\"} 0",
            "flashbias_queue_requests 0",
            "flashbias_build_info{backend=\"cpu\",version=\"1.2.3\"} 1",
        }) {

@@ -9,6 +9,7 @@
 #include <cassert>
 #include <cstdint>
 #include <deque>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -18,7 +19,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kernels/attention_backend.h"
-#include "kernels/heap_allocator.h"
+#include "kernels/host_memory.h"
 #include "kernels/reference/reference_attention.h"
 #include "server/mutex.h"
 
@@ -74,6 +75,8 @@ class PuppetBackend final : public AttentionBackend {
   }
   // With full on, host memory is refused.
   void set_memory_full(bool full) { host_allocator_.full = full; }
+  // Of blocks that somebody holds.
+  size_t memory_used() const { return host_allocator_.used; }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {
@@ -119,13 +122,21 @@ class PuppetBackend final : public AttentionBackend {
   }
 
  private:
-  class Memory final : public HeapAllocator {
+  class Memory final : public HostAllocator {
    public:
     absl::StatusOr<HostBlock> Allocate(size_t bytes) override {
       if (full) return absl::ResourceExhaustedError("the puppet's memory is full");
-      return HeapAllocator::Allocate(bytes);
+      used += bytes;
+      return MakeBlock(::operator new(bytes, std::align_val_t(kAlignment)), bytes);
     }
     std::atomic<bool> full = false;
+    std::atomic<size_t> used = 0;
+
+   private:
+    void Free(void* data, size_t bytes) override {
+      ::operator delete(data, std::align_val_t(kAlignment));
+      used -= bytes;
+    }
   };
   struct RunInFlight {
     absl::Span<const AttentionProblem> problems;

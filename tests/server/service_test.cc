@@ -274,6 +274,7 @@ TEST_F(ServiceTest, InfoSaysWhatIsServed) {
   EXPECT_EQ(info.max_eps(), 0x1p-8);
   EXPECT_EQ(info.max_sequences(), 99);
   EXPECT_EQ(info.max_heads(), 65536);
+  EXPECT_EQ(info.max_stream_bytes(), int64_t{8} << 30);
 }
 
 TEST_F(ServiceTest, ABadRequestIsExplained) {

@@ -60,6 +60,21 @@ static_assert(Timing::kReceiveSecondsFieldNumber == TimingNumber::kReceiveSecond
               Timing::kKernelSecondsFieldNumber == TimingNumber::kKernelSeconds &&
               Timing::kDownloadSecondsFieldNumber == TimingNumber::kDownloadSeconds);
 
+using StreamRequest = v1::AttendStreamRequest;
+static_assert(StreamRequest::kHeaderFieldNumber == StreamNumber::kHeader &&
+              StreamRequest::kChunkFieldNumber == StreamNumber::kChunk &&
+              StreamRequest::kMaxChunkBytesFieldNumber == StreamNumber::kMaxChunkBytes);
+using StreamResponse = v1::AttendStreamResponse;
+static_assert(StreamResponse::kHeaderFieldNumber == StreamNumber::kHeader &&
+              StreamResponse::kChunkFieldNumber == StreamNumber::kChunk);
+static_assert(v1::Chunk::kTensorFieldNumber == ChunkNumber::kTensor &&
+              v1::Chunk::kOffsetFieldNumber == ChunkNumber::kOffset &&
+              v1::Chunk::kDataFieldNumber == ChunkNumber::kData);
+static_assert(v1::STREAM_TENSOR_Q == kStreamQ && v1::STREAM_TENSOR_K == kStreamK &&
+              v1::STREAM_TENSOR_V == kStreamV && v1::STREAM_TENSOR_PHI_Q == kStreamPhiQ &&
+              v1::STREAM_TENSOR_PHI_K == kStreamPhiK && v1::STREAM_TENSOR_O == kStreamO &&
+              v1::STREAM_TENSOR_LSE == kStreamLse);
+
 // A field that is added to the contract must be added to the readers.
 TEST(ContractTest, EveryFieldIsKnown) {
   EXPECT_EQ(Request::descriptor()->field_count(), 16);
@@ -67,14 +82,20 @@ TEST(ContractTest, EveryFieldIsKnown) {
   EXPECT_EQ(Timing::descriptor()->field_count(), 10);
   EXPECT_EQ(Tensor::descriptor()->field_count(), 5);
   EXPECT_EQ(Place::descriptor()->field_count(), 2);
+  EXPECT_EQ(StreamRequest::descriptor()->field_count(), 3);
+  EXPECT_EQ(StreamResponse::descriptor()->field_count(), 2);
+  EXPECT_EQ(v1::Chunk::descriptor()->field_count(), 3);
 }
 
-TEST(ContractTest, TheMethodIsThatOfTheService) {
+TEST(ContractTest, TheMethodsAreThoseOfTheService) {
   const auto* const service = Request::descriptor()->file()->FindServiceByName("AttentionService");
   ASSERT_NE(service, nullptr);
   EXPECT_EQ(
       absl::StrCat("/", service->full_name(), "/", service->FindMethodByName("Attend")->name()),
       kAttendMethod);
+  EXPECT_EQ(absl::StrCat("/", service->full_name(), "/",
+                         service->FindMethodByName("AttendStream")->name()),
+            kAttendStreamMethod);
 }
 
 TEST(ContractTest, DTypesGoThereAndBack) {

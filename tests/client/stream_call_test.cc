@@ -1,0 +1,415 @@
+// Streamed calls of the client against a server that a test scripts, with generated classes.
+#include "client/stream_call.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "client/attention_client.h"
+#include "flashbias/v1/attention.grpc.pb.h"
+#include "gmock/gmock.h"
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+#include "gtest/gtest.h"
+#include "tests/client/fake_server.h"
+
+namespace flashbias::client {
+namespace {
+
+using ::testing::HasSubstr;
+using ServerStream = grpc::ServerReaderWriter<v1::AttendStreamResponse, v1::AttendStreamRequest>;
+
+void Accept(grpc::ServerContext* context, ServerStream* stream) {
+  context->AddInitialMetadata("flashbias-stream-accepted", "1");
+  stream->SendInitialMetadata();
+}
+
+// What the client sent, put together; false: it broke off or a rule.
+bool Receive(grpc::ServerContext* context, ServerStream* stream, v1::AttendRequest* request,
+             size_t* largest_message = nullptr) {
+  v1::AttendStreamRequest message;
+  if (!stream->Read(&message) || !message.has_header()) return false;
+  *request = message.header();
+  Accept(context, stream);
+  while (stream->Read(&message)) {
+    if (!message.has_chunk()) return false;
+    if (largest_message != nullptr) {
+      *largest_message = std::max(*largest_message, message.ByteSizeLong());
+    }
+    v1::Tensor* tensor = request->mutable_q();
+    switch (message.chunk().tensor()) {
+      case v1::STREAM_TENSOR_Q:
+        break;
+      case v1::STREAM_TENSOR_K:
+        tensor = request->mutable_k();
+        break;
+      case v1::STREAM_TENSOR_V:
+        tensor = request->mutable_v();
+        break;
+      case v1::STREAM_TENSOR_PHI_Q:
+        tensor = request->mutable_low_rank()->mutable_phi_q();
+        break;
+      case v1::STREAM_TENSOR_PHI_K:
+        tensor = request->mutable_low_rank()->mutable_phi_k();
+        break;
+      default:
+        return false;
+    }
+    if (message.chunk().offset() != static_cast<int64_t>(tensor->data().size())) return false;
+    tensor->mutable_data()->append(message.chunk().data());
+  }
+  return true;
+}
+
+v1::AttendStreamResponse HeaderOf(v1::AttendResponse response) {
+  v1::AttendStreamResponse message;
+  response.mutable_o()->clear_data();
+  if (response.has_lse()) response.mutable_lse()->clear_data();
+  *message.mutable_header() = std::move(response);
+  return message;
+}
+
+v1::AttendStreamResponse ChunkOf(v1::StreamTensor tensor, int64_t offset, const std::string& data) {
+  v1::AttendStreamResponse message;
+  message.mutable_chunk()->set_tensor(tensor);
+  message.mutable_chunk()->set_offset(offset);
+  message.mutable_chunk()->set_data(data);
+  return message;
+}
+
+// In chunks of 100 bytes, o first.
+std::vector<v1::AttendStreamResponse> MessagesOf(const v1::AttendResponse& response) {
+  std::vector<v1::AttendStreamResponse> messages = {HeaderOf(response)};
+  for (const auto& [tensor, data] : {std::pair{v1::STREAM_TENSOR_O, &response.o().data()},
+                                     std::pair{v1::STREAM_TENSOR_LSE, &response.lse().data()}}) {
+    for (size_t at = 0; at < data->size(); at += 100) {
+      messages.push_back(ChunkOf(tensor, static_cast<int64_t>(at), data->substr(at, 100)));
+    }
+  }
+  return messages;
+}
+
+class StreamServer final : public v1::AttentionService::Service {
+ public:
+  using Handler =
+      std::function<grpc::Status(int call, grpc::ServerContext* context, ServerStream* stream)>;
+
+  explicit StreamServer(Handler handler) : handler_(std::move(handler)) {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~StreamServer() override {
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
+  }
+
+  grpc::Status AttendStream(grpc::ServerContext* context, ServerStream* stream) override {
+    return handler_(calls_++, context, stream);
+  }
+  grpc::Status Attend(grpc::ServerContext* /*context*/, const v1::AttendRequest* request,
+                      v1::AttendResponse* response) override {
+    ++unary_calls_;
+    return Echo(*request, response);
+  }
+
+  std::unique_ptr<AttentionClient> Connect(AttentionClient::Options options = {}) const {
+    options.target = absl::StrCat("127.0.0.1:", port_);
+    options.retry.initial_backoff = absl::Milliseconds(2);
+    auto client = AttentionClient::Create(std::move(options));
+    EXPECT_TRUE(client.ok()) << client.status();
+    return *std::move(client);
+  }
+  int calls() const { return calls_; }
+  int unary_calls() const { return unary_calls_; }
+
+ private:
+  const Handler handler_;
+  int port_ = 0;
+  std::atomic<int> calls_{0};
+  std::atomic<int> unary_calls_{0};
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// A request of 10 KiB and the memory that it points at.
+struct TestRequest {
+  std::vector<float> q = std::vector<float>(20 * 4 * 8);
+  std::vector<float> k = std::vector<float>(60 * 2 * 8);
+  std::vector<float> phi = std::vector<float>(60 * 3);
+  AttendRequest request = {.q = {.shape = {20, 4, 8}, .data = q.data()},
+                           .k = {.shape = {60, 2, 8}, .data = k.data()},
+                           .v = {.shape = {60, 2, 8}, .data = k.data()},
+                           .mask = MaskKind::kCausal,
+                           .want_lse = true};
+  TestRequest() {
+    for (size_t n = 0; n < q.size(); ++n) q[n] = static_cast<float>(n);
+    for (size_t n = 0; n < k.size(); ++n) k[n] = -static_cast<float>(n);
+    for (size_t n = 0; n < phi.size(); ++n) phi[n] = 0.5f * static_cast<float>(n);
+  }
+};
+
+StreamServer::Handler EchoHandler(v1::AttendRequest* received = nullptr,
+                                  size_t* largest_message = nullptr) {
+  return [=](int, grpc::ServerContext* context, ServerStream* stream) {
+    v1::AttendRequest request;
+    if (!Receive(context, stream, &request, largest_message)) {
+      return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "broken off");
+    }
+    if (received != nullptr) *received = request;
+    v1::AttendResponse response;
+    Echo(request, &response);
+    for (const auto& message : MessagesOf(response)) stream->Write(message);
+    return grpc::Status::OK;
+  };
+}
+
+constexpr AttentionClient::Options kStreamAll = {.stream_above_bytes = 0};
+
+TEST(StreamCallTest, WhatIsSentIsWhatAttendWouldSend) {
+  v1::AttendRequest received;
+  size_t largest_message = 0;
+  StreamServer server(EchoHandler(&received, &largest_message));
+  TestRequest test;
+  test.request.bias = LowRankFactors{.phi_q = {.shape = {20, 1, 3}, .data = test.phi.data()},
+                                     .phi_k = {.shape = {60, 1, 3}, .data = test.phi.data()}};
+  test.request.eps = 0.0f;
+  // It goes by stream because it fits no message.
+  const auto client = server.Connect({.max_message_bytes = 1024});
+  const auto result = client->Attend(test.request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(server.calls(), 1);
+  EXPECT_LE(largest_message, 1024u);
+  EXPECT_GE(largest_message, 960u);
+
+  EXPECT_EQ(received.q().data(), std::string(reinterpret_cast<const char*>(test.q.data()), 2560));
+  EXPECT_EQ(received.k().data(), std::string(reinterpret_cast<const char*>(test.k.data()), 3840));
+  EXPECT_EQ(received.v().data(), received.k().data());
+  EXPECT_EQ(received.low_rank().phi_k().data(),
+            std::string(reinterpret_cast<const char*>(test.phi.data()), 720));
+  EXPECT_EQ(received.low_rank().phi_q().data().size(), 240u);
+  EXPECT_THAT(received.k().shape(), testing::ElementsAre(60, 2, 8));
+  EXPECT_TRUE(received.has_eps());
+
+  EXPECT_EQ(result->o, received.q().data());
+  EXPECT_EQ(result->lse.size(), 80u);
+  EXPECT_EQ(result->lse[79], 79.0f);
+  EXPECT_EQ(result->shape, (std::vector<int64_t>{20, 4, 8}));
+  EXPECT_EQ(result->timing.tiles_computed, 7);
+}
+
+TEST(StreamCallTest, AnswersGoWhereTheCallerSays) {
+  StreamServer server(EchoHandler());
+  TestRequest test;
+  std::vector<char> o(2560, '?');
+  std::vector<float> lse(80, -1);
+  CallOptions options;
+  options.result = {.o = absl::MakeSpan(o), .lse = absl::MakeSpan(lse)};
+  const auto result = server.Connect(kStreamAll)->Attend(test.request, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(0, std::memcmp(o.data(), test.q.data(), o.size()));
+  EXPECT_EQ(lse[79], 79.0f);
+  EXPECT_TRUE(result->o.empty());
+  EXPECT_TRUE(result->lse.empty());
+  options.result.o = absl::MakeSpan(o.data(), 17);
+  EXPECT_EQ(server.Connect(kStreamAll)->Attend(test.request, options).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(StreamCallTest, OnlyWhatIsAboveTheThresholdIsStreamed) {
+  StreamServer server(EchoHandler());
+  TestRequest test;  // 10240 bytes of q, k and v, an answer of 2880
+  EXPECT_TRUE(server.Connect()->Attend(test.request).ok());
+  EXPECT_TRUE(server.Connect({.stream_above_bytes = 10240})->Attend(test.request).ok());
+  EXPECT_EQ(server.calls(), 0);
+  EXPECT_TRUE(server.Connect({.stream_above_bytes = 10239})->Attend(test.request).ok());
+  // The tensors fit a message, what is around them does not.
+  EXPECT_TRUE(server.Connect({.max_message_bytes = 10240})->Attend(test.request).ok());
+  EXPECT_EQ(server.calls(), 2);
+  EXPECT_EQ(server.unary_calls(), 2);
+  // The answer alone is above.
+  test.request.k.shape = test.request.v.shape = {1, 2, 8};
+  test.request.q_lens.clear();
+  EXPECT_TRUE(server.Connect({.stream_above_bytes = 2800})->Attend(test.request).ok());
+  EXPECT_EQ(server.calls(), 3);
+}
+
+TEST(StreamCallTest, AHeaderThatFitsNoMessageIsRefusedHere) {
+  StreamServer server(EchoHandler());
+  TestRequest test;
+  test.request.q_lens.assign(2000, 0);
+  test.request.q_lens[0] = 20;
+  test.request.kv_lens.assign(2000, 0);
+  test.request.kv_lens[0] = 60;
+  const auto result = server.Connect({.max_message_bytes = 2048})->Attend(test.request);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("without its tensors"));
+  EXPECT_EQ(server.calls(), 0);
+}
+
+TEST(StreamCallTest, AnswersThatDoNotFitTheRequestAreInternal) {
+  using Messages = std::vector<v1::AttendStreamResponse>;
+  struct Fault {
+    const char* error;
+    std::function<void(Messages*)> make;
+  };
+  const std::vector<Fault> faults = {
+      {"expected: a header", [](Messages* m) { m->erase(m->begin()); }},
+      {"expected: a chunk", [](Messages* m) { m->insert(m->begin(), m->front()); }},
+      {"answered nothing", [](Messages* m) { m->clear(); }},
+      {"header with data",
+       [](Messages* m) { m->front().mutable_header()->mutable_o()->set_data("x"); }},
+      {"o of shape",
+       [](Messages* m) { m->front().mutable_header()->mutable_o()->set_shape(0, 2); }},
+      {"o of float16",
+       [](Messages* m) { m->front().mutable_header()->mutable_o()->set_dtype(v1::DTYPE_FLOAT16); }},
+      {"lse of another dtype or shape",
+       [](Messages* m) { m->front().mutable_header()->clear_lse(); }},
+      {"offset is 100; accepted: 0", [](Messages* m) { m->erase(m->begin() + 1); }},
+      {"offset is 0; accepted: 100",
+       [](Messages* m) { m->insert(m->begin() + 1, Messages::value_type((*m)[1])); }},
+      {"what is left of the 320 bytes of lse",
+       [](Messages* m) { m->push_back(ChunkOf(v1::STREAM_TENSOR_LSE, 320, "x")); }},
+      {"ended at byte 300 of lse", [](Messages* m) { m->pop_back(); }},
+      {"chunk.tensor is number 1, at byte 0 with 1 bytes; accepted: o, lse",
+       [](Messages* m) { m->push_back(ChunkOf(v1::STREAM_TENSOR_Q, 0, "x")); }},
+      {"data has 0 bytes", [](Messages* m) { m->back().mutable_chunk()->clear_data(); }},
+  };
+  StreamServer server([&](int call, grpc::ServerContext* context, ServerStream* stream) {
+    v1::AttendRequest request;
+    Receive(context, stream, &request);
+    v1::AttendResponse response;
+    Echo(request, &response);
+    Messages messages = MessagesOf(response);
+    faults[static_cast<size_t>(call)].make(&messages);
+    for (const auto& message : messages) stream->Write(message);
+    return grpc::Status::OK;
+  });
+  const auto client = server.Connect(kStreamAll);
+  TestRequest test;
+  for (const Fault& fault : faults) {
+    const auto result = client->Attend(test.request);
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kInternal) << fault.error;
+    EXPECT_THAT(std::string(result.status().message()), HasSubstr(fault.error));
+  }
+  EXPECT_EQ(server.calls(), static_cast<int>(faults.size()));
+}
+
+TEST(StreamCallTest, NothingIsSentUntilItIsWantedAndARefusalIsTriedAgain) {
+  std::atomic<bool> data_came{false};
+  StreamServer server([&](int call, grpc::ServerContext* context, ServerStream* stream) {
+    if (call == 2) return EchoHandler()(call, context, stream);
+    v1::AttendStreamRequest message;
+    EXPECT_TRUE(stream->Read(&message));
+    EXPECT_TRUE(message.has_header());
+    // Cut off by cancelling: what a client sends in the meantime would be read here.
+    std::thread cancel([&] {
+      absl::SleepFor(absl::Milliseconds(50));
+      context->TryCancel();
+    });
+    if (call == 0 && stream->Read(&message)) data_came = true;
+    cancel.join();
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+  });
+  TestRequest test;
+  EXPECT_EQ(server.Connect(kStreamAll)->Attend(test.request).status().code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_FALSE(data_came);
+
+  StreamServer draining([&](int call, grpc::ServerContext* context, ServerStream* stream) {
+    if (call == 2) return EchoHandler()(call, context, stream);
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+  });
+  EXPECT_TRUE(draining.Connect(kStreamAll)->Attend(test.request).ok());
+  EXPECT_EQ(draining.calls(), 3);
+}
+
+TEST(StreamCallTest, WhatWasAcceptedIsNotTriedAgain) {
+  StreamServer server([&](int, grpc::ServerContext* context, ServerStream* stream) {
+    v1::AttendRequest request;
+    EXPECT_TRUE(Receive(context, stream, &request));
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "shutting down");
+  });
+  TestRequest test;
+  const auto result = server.Connect(kStreamAll)->Attend(test.request);
+  EXPECT_TRUE(absl::IsUnavailable(result.status())) << result.status();
+  EXPECT_EQ(server.calls(), 1);
+}
+
+TEST(StreamCallTest, ARefusalInTheMiddleOfTheDataArrives) {
+  StreamServer server([&](int, grpc::ServerContext* context, ServerStream* stream) {
+    v1::AttendStreamRequest message;
+    EXPECT_TRUE(stream->Read(&message));
+    Accept(context, stream);
+    EXPECT_TRUE(stream->Read(&message));
+    return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "not this one");
+  });
+  const std::vector<float> large(8 << 20);
+  const AttendRequest request = {.q = {.shape = {1 << 16, 1, 128}, .data = large.data()},
+                                 .k = {.shape = {1 << 16, 1, 128}, .data = large.data()},
+                                 .v = {.shape = {1 << 16, 1, 128}, .data = large.data()},
+                                 .mask = MaskKind::kCausal};
+  const auto result = server.Connect(kStreamAll)->Attend(request);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument) << result.status();
+}
+
+// Servers that stop at some point: before the header is accepted, before the data is read, before
+// and in the middle of the answer. Deadline, cancellation and destruction end the call.
+TEST(StreamCallTest, CallsEndWhereverTheServerHangs) {
+  const std::vector<float> large(2 << 20);
+  const AttendRequest request = {.q = {.shape = {1 << 14, 1, 128}, .data = large.data()},
+                                 .k = {.shape = {1 << 14, 1, 128}, .data = large.data()},
+                                 .v = {.shape = {1 << 14, 1, 128}, .data = large.data()},
+                                 .mask = MaskKind::kCausal};
+  enum Stage { kHeader, kData, kAnswer, kChunks, kStages };
+  for (int stage = 0; stage < kStages; ++stage) {
+    for (const char* how : {"deadline", "cancel", "destroy"}) {
+      absl::Notification reached;
+      StreamServer server([&](int, grpc::ServerContext* context, ServerStream* stream) {
+        v1::AttendRequest received;
+        if (stage == kData) Accept(context, stream);
+        if (stage >= kAnswer) {
+          EXPECT_TRUE(Receive(context, stream, &received));
+        }
+        if (stage == kChunks) {
+          v1::AttendResponse response;
+          Echo(received, &response);
+          stream->Write(HeaderOf(response));
+          stream->Write(ChunkOf(v1::STREAM_TENSOR_O, 0, response.o().data().substr(0, 1 << 20)));
+        }
+        reached.Notify();
+        while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(2));
+        return grpc::Status::CANCELLED;
+      });
+      auto client = server.Connect(kStreamAll);
+      CallOptions options;
+      options.cancellation = std::make_shared<Cancellation>();
+      const bool by_deadline = how == std::string("deadline");
+      options.timeout = by_deadline ? absl::Seconds(1) : absl::Seconds(60);
+      absl::Notification ended;
+      absl::Status status;
+      client->AttendAsync(request, options, [&](absl::StatusOr<AttendResult> result) {
+        status = result.status();
+        ended.Notify();
+      });
+      reached.WaitForNotification();
+      if (how == std::string("cancel")) options.cancellation->Cancel();
+      if (how == std::string("destroy")) client.reset();
+      ASSERT_TRUE(ended.WaitForNotificationWithTimeout(absl::Seconds(10))) << stage << how;
+      EXPECT_EQ(status.code(),
+                by_deadline ? absl::StatusCode::kDeadlineExceeded : absl::StatusCode::kCancelled)
+          << stage << how << status;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace flashbias::client
