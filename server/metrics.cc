@@ -128,6 +128,7 @@ class Source final : public prometheus::Collectable {
       regions_.Set(static_cast<double>(usage.regions));
       region_bytes_.Set(static_cast<double>(usage.bytes));
     }
+    if (read_streams_ != nullptr) stream_bytes_.Set(static_cast<double>(read_streams_()));
     return registry_->Collect();
   }
   prometheus::Registry& registry() { return *registry_; }
@@ -135,11 +136,13 @@ class Source final : public prometheus::Collectable {
     devices_ = std::make_unique<DeviceMetrics>(std::move(read), *registry_);
   }
   void WatchRegions(std::function<RegionUsage()> read) { read_regions_ = std::move(read); }
+  void WatchStreams(std::function<int64_t()> read) { read_streams_ = std::move(read); }
 
  private:
   const std::unique_ptr<prometheus::Registry> registry_ = std::make_unique<prometheus::Registry>();
   std::unique_ptr<DeviceMetrics> devices_;
   std::function<RegionUsage()> read_regions_;
+  std::function<int64_t()> read_streams_;
   prometheus::Gauge& regions_ =
       prometheus::BuildGauge()
           .Name("flashbias_shm_regions")
@@ -151,6 +154,12 @@ class Source final : public prometheus::Collectable {
                                          .Help("Memory of these regions.")
                                          .Register(*registry_)
                                          .Add({});
+  prometheus::Gauge& stream_bytes_ =
+      prometheus::BuildGauge()
+          .Name("flashbias_stream_reserved_bytes")
+          .Help("Host memory that streams have reserved, until their answers have left.")
+          .Register(*registry_)
+          .Add({});
 };
 
 }  // namespace
@@ -325,6 +334,10 @@ std::shared_ptr<prometheus::Collectable> Metrics::collectable() const { return i
 
 void Metrics::WatchRegions(std::function<RegionUsage()> read) {
   impl_->source->WatchRegions(std::move(read));
+}
+
+void Metrics::WatchStreams(std::function<int64_t()> read) {
+  impl_->source->WatchStreams(std::move(read));
 }
 
 void Metrics::WatchDevices(ReadDevices read) { impl_->source->WatchDevices(std::move(read)); }
