@@ -50,6 +50,7 @@ struct BackendUsage {
   int64_t device_memory_size_bytes = 0;  // taken from the device, used or not
   int64_t pinned_used_bytes = 0;         // blocks of host_allocator() that someone holds
   int64_t pinned_size_bytes = 0;         // taken from the system, used or not
+  int64_t registered_bytes = 0;          // registered with host_allocator()
   std::vector<std::pair<std::string, int64_t>> errors;  // device errors so far, by their name
 };
 
@@ -62,8 +63,8 @@ class AttentionBackend {
   virtual const BackendInfo& info() const = 0;
 
   // Where tensors should lie. Run takes problems in any host memory; what lies in blocks of this
-  // allocator reaches the device without another copy. Lives as long as the backend; backends that
-  // were made together (kernels/backend_factory.h) share one.
+  // allocator, or is registered with it, reaches the device without another copy. Lives as long as
+  // the backend; backends that were made together (kernels/backend_factory.h) share one.
   virtual HostAllocator& host_allocator() = 0;
 
   // OK, or why this problem can never run here: RESOURCE_EXHAUSTED naming the sizes. Cheap.

@@ -9,6 +9,8 @@ BatchDecision DecideBatch(const GroupSummary& group, const BackendState& backend
       group.requests >= limits.max_requests) {
     return {.cut = true, .reason = CutReason::kFull};
   }
+  if (group.bytes >= limits.worthwhile_bytes)
+    return {.cut = true, .reason = CutReason::kWorthwhile};
   const absl::Time due = group.oldest_enqueue + limits.max_queue_delay;
   if (now >= due) return {.cut = true, .reason = CutReason::kTimed};
   if (backend.free_slots >= backend.slots) return {.cut = true, .reason = CutReason::kIdle};

@@ -3,12 +3,15 @@
 // - Nothing starts without a free slot.
 // - An idle backend gets whatever waits, at once: holding work back for company only pays while the
 //   device is busy anyway.
-// - Otherwise a batch is cut when it is full (work, bytes or requests), or when its oldest request
-//   has waited max_queue_delay.
+// - Otherwise a batch is cut when it is full (work, bytes or requests), when it is worthwhile:
+// moving
+//   so many bytes takes longer than company could save, or when its oldest request has waited
+//   max_queue_delay.
 #ifndef FLASHBIAS_SERVER_BATCH_POLICY_H_
 #define FLASHBIAS_SERVER_BATCH_POLICY_H_
 
 #include <cstdint>
+#include <limits>
 
 #include "absl/time/time.h"
 
@@ -16,10 +19,11 @@ namespace flashbias::server {
 
 // A request that exceeds a budget by itself runs alone.
 struct BatchLimits {
-  int64_t max_work = 0;                                   // score elements; at least 1
-  int64_t max_bytes = 0;                                  // requests and outputs; at least 1
-  int64_t max_requests = 0;                               // at least 1
-  absl::Duration max_queue_delay = absl::ZeroDuration();  // 0: cut whenever a slot is free
+  int64_t max_work = 0;      // score elements; at least 1
+  int64_t max_bytes = 0;     // requests and outputs; at least 1
+  int64_t max_requests = 0;  // at least 1
+  int64_t worthwhile_bytes = std::numeric_limits<int64_t>::max();  // at least 1
+  absl::Duration max_queue_delay = absl::ZeroDuration();           // 0: cut whenever a slot is free
 };
 
 // The waiting requests that could share one batch.
@@ -35,7 +39,7 @@ struct BackendState {
   int free_slots = 0;
 };
 
-enum class CutReason { kFull, kTimed, kIdle };
+enum class CutReason { kFull, kWorthwhile, kTimed, kIdle };
 
 struct BatchDecision {
   bool cut = false;

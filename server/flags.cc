@@ -56,6 +56,9 @@ ABSL_FLAG(int64_t, max_queue_bytes, ServerOptions().scheduler.max_queue_bytes,
 ABSL_FLAG(absl::Duration, max_queue_delay, ServerOptions().scheduler.batch.max_queue_delay,
           "While the backend is busy but could take one more batch: how long a request waits for "
           "company. 0: not at all.");
+ABSL_FLAG(int64_t, worthwhile_batch_bytes, ServerOptions().scheduler.batch.worthwhile_bytes,
+          "While the backend is busy but could take one more batch: requests of so many bytes "
+          "together, messages and outputs, wait for no company.");
 ABSL_FLAG(int64_t, max_batch_work, ServerOptions().scheduler.batch.max_work,
           "Budget of a batch in estimated score elements (query row, key, head). A larger request "
           "runs alone.");
@@ -130,12 +133,15 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags() {
   options.server.max_regions = absl::GetFlag(FLAGS_max_regions);
   options.server.metrics_address = absl::GetFlag(FLAGS_metrics_address);
   options.server.reflection = absl::GetFlag(FLAGS_reflection);
-  options.server.scheduler = {.batch = {.max_work = absl::GetFlag(FLAGS_max_batch_work),
-                                        .max_bytes = absl::GetFlag(FLAGS_max_batch_bytes),
-                                        .max_requests = absl::GetFlag(FLAGS_max_batch_requests),
-                                        .max_queue_delay = absl::GetFlag(FLAGS_max_queue_delay)},
-                              .max_queue_requests = absl::GetFlag(FLAGS_max_queue_requests),
-                              .max_queue_bytes = absl::GetFlag(FLAGS_max_queue_bytes)};
+  options.server.scheduler = {
+      .batch = {.max_work = absl::GetFlag(FLAGS_max_batch_work),
+                .max_bytes = absl::GetFlag(FLAGS_max_batch_bytes),
+                .max_requests = absl::GetFlag(FLAGS_max_batch_requests),
+                .worthwhile_bytes = absl::GetFlag(FLAGS_worthwhile_batch_bytes),
+                .max_queue_delay = absl::GetFlag(FLAGS_max_queue_delay)},
+      .max_queue_requests = absl::GetFlag(FLAGS_max_queue_requests),
+      .max_queue_bytes = absl::GetFlag(FLAGS_max_queue_bytes),
+      .start_at_once = true};
   options.server.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
   options.server.max_stream_bytes = absl::GetFlag(FLAGS_max_stream_bytes);
   options.server.max_sequences = absl::GetFlag(FLAGS_max_sequences);

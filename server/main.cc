@@ -65,6 +65,7 @@ int Run() {
        {"max_queue_requests", limits.scheduler.max_queue_requests},
        {"max_queue_bytes", limits.scheduler.max_queue_bytes},
        {"max_queue_delay", limits.scheduler.batch.max_queue_delay},
+       {"worthwhile_batch_bytes", limits.scheduler.batch.worthwhile_bytes},
        {"max_batch_work", limits.scheduler.batch.max_work},
        {"max_batch_bytes", limits.scheduler.batch.max_bytes},
        {"max_batch_requests", limits.scheduler.batch.max_requests},

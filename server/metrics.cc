@@ -70,6 +70,9 @@ class DeviceMetrics {
         pinned_size_(Gauge(registry, "pinned_pool_size_bytes",
                            "Pinned host memory taken from the system, used or not.")
                          .Add({})),
+        registered_(Gauge(registry, "registered_bytes",
+                          "Memory shared with callers that is registered with the devices.")
+                        .Add({})),
         errors_(prometheus::BuildCounter()
                     .Name("flashbias_cuda_errors_total")
                     .Help("Errors of CUDA calls, by their name; a series begins with its first.")
@@ -93,6 +96,7 @@ class DeviceMetrics {
     if (!devices.empty()) {
       pinned_used_.Set(static_cast<double>(devices[0].usage.pinned_used_bytes));
       pinned_size_.Set(static_cast<double>(devices[0].usage.pinned_size_bytes));
+      registered_.Set(static_cast<double>(devices[0].usage.registered_bytes));
     }
     for (const auto& [code, count] : errors) {
       prometheus::Counter& counter = errors_.Add({{"code", code}});
@@ -115,6 +119,7 @@ class DeviceMetrics {
   GaugeFamily& memory_size_;
   prometheus::Gauge& pinned_used_;
   prometheus::Gauge& pinned_size_;
+  prometheus::Gauge& registered_;
   prometheus::Family<prometheus::Counter>& errors_;
 };
 
@@ -127,6 +132,7 @@ class Source final : public prometheus::Collectable {
       const RegionUsage usage = read_regions_();
       regions_.Set(static_cast<double>(usage.regions));
       region_bytes_.Set(static_cast<double>(usage.bytes));
+      unregistered_.Set(static_cast<double>(usage.unregistered));
     }
     if (read_streams_ != nullptr) stream_bytes_.Set(static_cast<double>(read_streams_()));
     return registry_->Collect();
@@ -154,6 +160,12 @@ class Source final : public prometheus::Collectable {
                                          .Help("Memory of these regions.")
                                          .Register(*registry_)
                                          .Add({});
+  prometheus::Gauge& unregistered_ =
+      prometheus::BuildGauge()
+          .Name("flashbias_shm_unregistered_regions")
+          .Help("Regions that could not be registered with the devices: used through a copy.")
+          .Register(*registry_)
+          .Add({});
   prometheus::Gauge& stream_bytes_ =
       prometheus::BuildGauge()
           .Name("flashbias_stream_reserved_bytes")

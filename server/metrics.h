@@ -42,7 +42,7 @@ struct DeviceReading {
 
 class Metrics {
  public:
-  // All devices; pinned memory is that of the first, because they share it.
+  // All devices; pinned and registered memory is that of the first, because they share it.
   using ReadDevices = std::function<std::vector<DeviceReading>()>;
 
   // Labels of build_info.

@@ -25,9 +25,11 @@ struct ServerOptions {
       .batch = {.max_work = int64_t{1} << 26,
                 .max_bytes = int64_t{256} << 20,
                 .max_requests = 64,
+                .worthwhile_bytes = int64_t{1} << 20,
                 .max_queue_delay = absl::Milliseconds(2)},
       .max_queue_requests = 1024,
       .max_queue_bytes = int64_t{2} << 30,
+      .start_at_once = true,
   };
 
   int64_t max_message_bytes = int64_t{512}

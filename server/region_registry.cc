@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/log.h"
 
 namespace flashbias::server {
 namespace {
@@ -84,27 +85,38 @@ void RegionLedger::Return(pid_t peer, int64_t bytes) {
   if (held->second == 0) peer_bytes_.erase(held);
 }
 
+void RegionLedger::CountUnregistered(int change) {
+  MutexLock lock(&mutex_);
+  usage_.unregistered += change;
+}
+
 RegionUsage RegionLedger::usage() const {
   MutexLock lock(&mutex_);
   return usage_;
 }
 
 Region::Region(uint64_t id, char* data, size_t size, pid_t peer, int64_t held_bytes,
-               std::shared_ptr<RegionLedger> ledger)
+               std::shared_ptr<RegionLedger> ledger, absl::StatusOr<HostRegistration> registration)
     : id_(id),
       data_(data),
       size_(size),
       peer_(peer),
       held_bytes_(held_bytes),
-      ledger_(std::move(ledger)) {}
+      ledger_(std::move(ledger)),
+      registration_(std::move(registration)) {
+  if (!registration_.ok()) ledger_->CountUnregistered(1);
+}
 
 Region::~Region() {
+  if (!registration_.ok()) ledger_->CountUnregistered(-1);
+  // Before the memory goes.
+  registration_ = HostRegistration();
   munmap(data_, size_);
   ledger_->Return(peer_, held_bytes_);
 }
 
-RegionRegistry::RegionRegistry(const RegionLimits& limits)
-    : limits_(limits), ledger_(std::make_shared<RegionLedger>(limits)) {}
+RegionRegistry::RegionRegistry(const RegionLimits& limits, HostAllocator* allocator)
+    : limits_(limits), allocator_(allocator), ledger_(std::make_shared<RegionLedger>(limits)) {}
 
 absl::StatusOr<RegionRegistry::NewRegion> RegionRegistry::Make(pid_t peer, uint64_t bytes) {
   if (bytes == 0) {
@@ -132,8 +144,14 @@ absl::StatusOr<RegionRegistry::NewRegion> RegionRegistry::Make(pid_t peer, uint6
     ledger_->Return(peer, held_bytes);
     return fd.status();
   }
+  absl::StatusOr<HostRegistration> registration = HostRegistration();
+  if (allocator_ != nullptr) registration = allocator_->Register(memory, bytes);
+  if (!registration.ok() && !failure_logged_.exchange(true)) {
+    Log(LogLevel::kWarning, "region not registered",
+        {{"status", registration.status().ToString()}});
+  }
   auto region = std::make_shared<const Region>(*id, static_cast<char*>(memory), bytes, peer,
-                                               held_bytes, ledger_);
+                                               held_bytes, ledger_, std::move(registration));
   MutexLock lock(&mutex_);
   if (!regions_.emplace(*id, std::move(region)).second) {
     return absl::InternalError("the system's random numbers repeat");

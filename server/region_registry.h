@@ -6,14 +6,18 @@
 // with it. A caller may write to it at any time: nothing that decides over sizes or addresses may
 // be read from it.
 //
+// Each is registered with the backends' allocator, so that their devices reach it without another
+// copy. Where that fails the region works all the same; it is counted, and logged the first time.
+//
 // Thread-safety: thread-safe. Ownership: the registry holds a region until it is withdrawn;
 // requests hold it beside. Memory counts towards the limits until the last holder lets go. A region
-// may outlive its registry.
+// may outlive its registry; its registration ends with it.
 #ifndef FLASHBIAS_SERVER_REGION_REGISTRY_H_
 #define FLASHBIAS_SERVER_REGION_REGISTRY_H_
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -21,6 +25,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "kernels/host_memory.h"
 #include "server/mutex.h"
 #include "wire/unique_fd.h"
 
@@ -36,6 +41,7 @@ struct RegionLimits {
 struct RegionUsage {
   int64_t regions = 0;
   int64_t bytes = 0;
+  int64_t unregistered = 0;  // of `regions`: devices reach them with another copy
 };
 
 // What regions hold of the limits.
@@ -46,6 +52,8 @@ class RegionLedger {
   // RESOURCE_EXHAUSTED naming the limit, what is held and what was asked for.
   absl::Status Take(pid_t peer, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   void Return(pid_t peer, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // One more region, or one less, that could not be registered.
+  void CountUnregistered(int change) ABSL_LOCKS_EXCLUDED(mutex_);
   RegionUsage usage() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
@@ -57,9 +65,10 @@ class RegionLedger {
 
 class Region {
  public:
-  // Takes over the mapping of `size` bytes and `held_bytes` of the ledger.
+  // Takes over the mapping of `size` bytes and `held_bytes` of the ledger. `registration` is an
+  // error where the memory could not be registered.
   Region(uint64_t id, char* data, size_t size, pid_t peer, int64_t held_bytes,
-         std::shared_ptr<RegionLedger> ledger);
+         std::shared_ptr<RegionLedger> ledger, absl::StatusOr<HostRegistration> registration);
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
   ~Region();
@@ -75,6 +84,7 @@ class Region {
   const pid_t peer_;
   const int64_t held_bytes_;
   const std::shared_ptr<RegionLedger> ledger_;
+  absl::StatusOr<HostRegistration> registration_;
 };
 
 class RegionRegistry {
@@ -84,13 +94,14 @@ class RegionRegistry {
     wire::UniqueFd fd;  // for the caller; the server's mapping needs it no more
   };
 
-  explicit RegionRegistry(const RegionLimits& limits);
+  // `allocator`: of the backends that compute; it must outlive the registry. Null: of none.
+  explicit RegionRegistry(const RegionLimits& limits, HostAllocator* allocator = nullptr);
   RegionRegistry(const RegionRegistry&) = delete;
   RegionRegistry& operator=(const RegionRegistry&) = delete;
 
   // A region for the process `peer`, filled with zeroes. INVALID_ARGUMENT: `bytes` is 0;
   // RESOURCE_EXHAUSTED: a limit, or the system has no memory or descriptors. Takes about 0.3 ms for
-  // each MiB.
+  // each MiB, and what registering takes.
   absl::StatusOr<NewRegion> Make(pid_t peer, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Null: there is none of that id, or it was withdrawn.
@@ -103,7 +114,9 @@ class RegionRegistry {
 
  private:
   const RegionLimits limits_;
+  HostAllocator* const allocator_;
   const std::shared_ptr<RegionLedger> ledger_;
+  std::atomic<bool> failure_logged_ = false;
   mutable Mutex mutex_;
   std::map<uint64_t, std::shared_ptr<const Region>> regions_ ABSL_GUARDED_BY(mutex_);
 };

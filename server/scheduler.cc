@@ -1,6 +1,7 @@
 #include "server/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,6 +17,9 @@ constexpr absl::Duration kMaxRetryAfter = absl::Seconds(10);
 // With kMaxRequestWork these keep every sum of the queue far below INT64_MAX.
 constexpr int64_t kMaxQueueRequests = int64_t{1} << 20;
 constexpr int64_t kMaxQueueBytes = int64_t{1} << 50;
+
+// Batches that Enqueue starts before it leaves the rest to others.
+constexpr int kMaxBatchesAtOnce = 4;
 
 absl::Status Expired(const char* where) {
   return absl::DeadlineExceededError(absl::StrCat("the deadline passed ", where));
@@ -35,6 +39,8 @@ absl::Status Validate(const SchedulerOptions& options) {
            CheckRange("max_batch_work", options.batch.max_work, kMaxRequestWork),
            CheckRange("max_batch_bytes", options.batch.max_bytes, kMaxQueueBytes),
            CheckRange("max_batch_requests", options.batch.max_requests, kMaxQueueRequests),
+           CheckRange("worthwhile_batch_bytes", options.batch.worthwhile_bytes,
+                      std::numeric_limits<int64_t>::max()),
        }) {
     if (!status.ok()) return status;
   }
@@ -71,6 +77,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
   Ticket ticket{.id = 0, .completion = request->completion()};
   const absl::Status admitted = dispatcher_->Admit(request->problem());
   std::optional<Outcome> refusal;
+  bool polls = false;
   {
     MutexLock lock(&mutex_);
     refusal = RefusalLocked(request->queue_bytes(), now);
@@ -96,10 +103,13 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
       group.queue.push_back({.id = ticket.id, .request = std::move(request)});
       places_.emplace(ticket.id, Place{.key = key, .at = std::prev(group.queue.end())});
       changed_ = true;
+      polls = options_.start_at_once && !polling_;
+      if (polls) polling_ = true;
       QueueChangedLocked();
     }
   }
   if (refusal.has_value()) ticket.completion->Finish(*std::move(refusal));
+  if (polls) PollInTurn(now, kMaxBatchesAtOnce);
   return ticket;
 }
 
@@ -157,40 +167,69 @@ void Scheduler::Cancel(const Ticket& ticket, absl::Status status) {
 }
 
 absl::Time Scheduler::Poll(absl::Time now) {
-  for (;;) {
+  {
+    MutexLock lock(&mutex_);
+    if (polling_) {
+      changed_ = true;
+      return absl::InfiniteFuture();  // the other thread sets next_poll_
+    }
+    polling_ = true;
+  }
+  return PollInTurn(now, std::numeric_limits<int>::max());
+}
+
+absl::Time Scheduler::PollInTurn(absl::Time now, int max_batches) {
+  for (int batches = 0;;) {
     std::vector<std::unique_ptr<PendingRequest>> expired;
     std::unique_ptr<Batch> batch;
-    absl::Time again;
     {
       MutexLock lock(&mutex_);
-      changed_ = false;
-      expired = TakeExpiredLocked(now);
-      std::tie(batch, again) = NextBatchLocked(now);
+      changed_ = batches == max_batches;
+      if (!changed_) {
+        expired = TakeExpiredLocked(now);
+        std::tie(batch, next_poll_) = NextBatchLocked(now);
+      }
+      if (batch == nullptr && expired.empty()) {
+        polling_ = false;
+        NotifyLocked();
+        return next_poll_;
+      }
       if (batch != nullptr) ++dispatching_;
-      if (batch != nullptr || !expired.empty()) QueueChangedLocked();
+      QueueChangedLocked();
     }
     for (auto& request : expired) {
       if (PendingRequest::Fail(std::move(request), Expired("while the request was queued"))) {
         metrics_->Rejected(RejectReason::kDeadline);
       }
     }
-    if (batch == nullptr) return again;
-    dispatcher_->Run(std::move(batch), [this] { Wake(); });
+    if (batch == nullptr) continue;
+    dispatcher_->Run(std::move(batch), [this] { OnSlotFreed(); });
+    ++batches;
+    now = std::max(now, clock_->Now());
     MutexLock lock(&mutex_);
     --dispatching_;
-    mutex_.NotifyWaiters();
+    NotifyLocked();
   }
 }
 
 void Scheduler::AwaitChange(absl::Time until) {
   MutexLock lock(&mutex_);
-  mutex_.Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return changed_; }, until);
+  waiting_until_ = until;
+  mutex_.Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return PollIsDueLocked(); }, until);
+  waiting_until_ = absl::InfinitePast();
+}
+
+void Scheduler::OnSlotFreed() {
+  MutexLock lock(&mutex_);
+  if (places_.empty()) return;
+  changed_ = true;
+  NotifyLocked();
 }
 
 void Scheduler::Wake() {
   MutexLock lock(&mutex_);
   changed_ = true;
-  mutex_.NotifyWaiters();
+  NotifyLocked();
 }
 
 void Scheduler::Drain() {
@@ -290,7 +329,11 @@ std::unique_ptr<Batch> Scheduler::CutLocked(const BatchKey& key) {
 
 void Scheduler::QueueChangedLocked() {
   metrics_->SetQueue(static_cast<int64_t>(places_.size()), queue_bytes_);
-  mutex_.NotifyWaiters();
+  NotifyLocked();
+}
+
+void Scheduler::NotifyLocked() {
+  if (draining_ || PollIsDueLocked()) mutex_.NotifyWaiters();
 }
 
 }  // namespace flashbias::server

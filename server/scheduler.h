@@ -3,12 +3,13 @@
 // Requests wait first in, first out in groups that could share a batch (server/batch.h); the group
 // with the oldest request goes first. The core is a state machine: Poll(now) does everything that
 // is due at `now` and says when to come again. SchedulerThread drives it in production, tests by
-// hand.
+// hand. With start_at_once, whoever enqueues a request does what Poll does right away: waking
+// another thread takes longer than starting a small batch.
 //
 // A request leaves the queue by exactly one of: a batch, its deadline, Cancel, Shutdown. Requests
 // whose deadline passed never reach the backend.
 //
-// Thread-safety: all methods from any thread, Poll from one at a time. No callback of a request is
+// Thread-safety: all methods from any thread. No callback of a request is
 // called with mutex_ held. Lock order: Scheduler::mutex_ before Executor::mutex_.
 #ifndef FLASHBIAS_SERVER_SCHEDULER_H_
 #define FLASHBIAS_SERVER_SCHEDULER_H_
@@ -44,6 +45,8 @@ struct SchedulerOptions {
   // Memory that waiting requests may hold; at least 1. A request larger than this is still taken
   // when nothing else waits, so that every legal request can be served.
   int64_t max_queue_bytes = 0;
+  // Whether Enqueue starts what is due; else only Poll does.
+  bool start_at_once = false;
 };
 
 // INVALID_ARGUMENT naming the option, its value and what is accepted.
@@ -84,11 +87,12 @@ class Scheduler {
   void Cancel(const Ticket& ticket, absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Drops what expired, starts every batch that is due and has a slot; returns when to call again
-  // unless AwaitChange returns before.
+  // unless AwaitChange returns before. Returns at once where another thread is at it, which then
+  // looks again itself.
   absl::Time Poll(absl::Time now) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Returns when something happened since the last Poll that may make another one useful, at the
-  // latest at `until` in real time.
+  // latest at `until`, what Poll returned, in real time.
   void AwaitChange(absl::Time until) ABSL_LOCKS_EXCLUDED(mutex_);
   void Wake() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -119,6 +123,11 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, const Clock* clock, Dispatcher* dispatcher,
             Metrics* metrics);
 
+  // Poll by whoever has set polling_. Ends after so many batches at the latest, so that a caller
+  // with other duties gets away from a queue that others keep filling.
+  absl::Time PollInTurn(absl::Time now, int max_batches) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnSlotFreed() ABSL_LOCKS_EXCLUDED(mutex_);
+
   std::optional<Outcome> RefusalLocked(int64_t bytes, absl::Time now) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Takes a request out of every structure below.
@@ -131,6 +140,12 @@ class Scheduler {
   std::unique_ptr<Batch> CutLocked(const BatchKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // To be called after every change of the queue: gauges and waiters.
   void QueueChangedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Wakes who waits for what may have come true.
+  void NotifyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether AwaitChange has waited long enough.
+  bool PollIsDueLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !polling_ && (changed_ || next_poll_ < waiting_until_);
+  }
 
   // Constant after construction.
   const SchedulerOptions options_;
@@ -140,7 +155,10 @@ class Scheduler {
 
   Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool changed_ ABSL_GUARDED_BY(mutex_) = false;
+  bool changed_ ABSL_GUARDED_BY(mutex_) = false;  // since the last look at the queue
+  bool polling_ ABSL_GUARDED_BY(mutex_) = false;  // a thread is in PollInTurn
+  absl::Time next_poll_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  absl::Time waiting_until_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // in AwaitChange
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   int64_t queue_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   // Batches that left the queue and have not reached the executor yet.

@@ -71,7 +71,8 @@ class Server::Impl {
       regions_ = std::make_shared<RegionRegistry>(
           RegionLimits{.max_bytes = options.max_region_bytes,
                        .max_peer_bytes = options.max_peer_region_bytes,
-                       .max_regions = options.max_regions});
+                       .max_regions = options.max_regions},
+          &backends_[0]->host_allocator());
       metrics_.WatchRegions([regions = regions_] { return regions->usage(); });
     }
     service_ = std::make_unique<Service>(options, WholeInfo(), &backends_[0]->host_allocator(),

@@ -11,6 +11,21 @@ namespace {
 
 constexpr int kMaxSlots = 16;
 
+// Bounds of what a caller of Run plans itself: some 30 us.
+constexpr size_t kQuickProblems = 8;
+constexpr size_t kQuickSequences = 16;            // of a problem
+constexpr int64_t kQuickRows = int64_t{1} << 20;  // of all heads together
+
+bool IsQuickToPlan(absl::Span<const AttentionProblem> problems) {
+  if (problems.size() > kQuickProblems) return false;
+  int64_t rows = 0;
+  for (const AttentionProblem& problem : problems) {
+    if (problem.sequences.size() > kQuickSequences) return false;
+    rows += problem.total_q * problem.num_q_heads;
+  }
+  return rows <= kQuickRows;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
@@ -93,46 +108,85 @@ BackendUsage CudaBackend::usage() const {
           .device_memory_size_bytes = static_cast<int64_t>(device.size_bytes),
           .pinned_used_bytes = static_cast<int64_t>(pinned.used_bytes),
           .pinned_size_bytes = static_cast<int64_t>(pinned.size_bytes),
+          .registered_bytes = static_cast<int64_t>(pinned.registered_bytes),
           .errors = health_.errors()};
 }
 
 void CudaBackend::Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
                       Done done) {
+  PendingRun run{.problems = problems, .stats = stats, .done = std::move(done)};
+  if (IsQuickToPlan(problems) && BeginHere(&run)) return;
   absl::MutexLock lock(&mutex_);
-  pending_.push_back({.problems = problems, .stats = stats, .done = std::move(done)});
+  pending_.push_back(std::move(run));
+}
+
+bool CudaBackend::BeginHere(PendingRun* run) {
+  Slot* slot = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!pending_.empty() || free_slots_.empty()) return false;
+    slot = free_slots_.back();
+    free_slots_.pop_back();
+    ++beginning_;
+  }
+  static_cast<void>(device_->Use());  // as in WorkLoop
+  absl::Status status = Prepare(*run);
+  bool begun = true;
+  if (status.ok()) {
+    begun = slot->Begin(run->problems, run->stats, Slot::Haste::kOnlyIfQuick);
+  }
+  absl::MutexLock lock(&mutex_);
+  --beginning_;
+  if (begun) {
+    begun_.push_back({.run = std::move(*run), .slot = slot, .status = std::move(status)});
+  } else {
+    free_slots_.push_back(slot);
+  }
+  return begun;
 }
 
 void CudaBackend::WorkLoop() {
   // Where it fails, the first call of the first run fails too, and is reported there.
   static_cast<void>(device_->Use());
   for (;;) {
-    PendingRun run;
-    Slot* slot = nullptr;
+    BegunRun next;
+    bool begun = true;
     {
       absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &CudaBackend::CanStartOrStops));
-      if (pending_.empty()) return;
-      run = std::move(pending_.front());
-      pending_.pop_front();
-      slot = free_slots_.back();
-      free_slots_.pop_back();
+      mutex_.Await(absl::Condition(this, &CudaBackend::HasWork));
+      if (!begun_.empty()) {
+        next = std::move(begun_.front());
+        begun_.pop_front();
+      } else if (!pending_.empty()) {
+        begun = false;
+        next.run = std::move(pending_.front());
+        pending_.pop_front();
+        next.slot = free_slots_.back();
+        free_slots_.pop_back();
+      } else {
+        return;
+      }
     }
-    absl::Status status = RunOn(*slot, run);
+    absl::Status status = std::move(next.status);
+    if (!begun) {
+      status = Prepare(next.run);
+      if (status.ok()) next.slot->Begin(next.run.problems, next.run.stats, Slot::Haste::kNone);
+    }
+    if (status.ok()) status = next.slot->End();
     {
       absl::MutexLock lock(&mutex_);
-      free_slots_.push_back(slot);
+      free_slots_.push_back(next.slot);
     }
-    std::move(run.done)(std::move(status));
+    std::move(next.run.done)(std::move(status));
   }
 }
 
-absl::Status CudaBackend::RunOn(Slot& slot, const PendingRun& run) {
+absl::Status CudaBackend::Prepare(const PendingRun& run) const {
   absl::Status status = health_.status();
   // One that can never fit must not cost its neighbours a run that fails half-way.
   for (size_t n = 0; status.ok() && n < run.problems.size(); ++n) status = Admit(run.problems[n]);
-  if (!status.ok()) return status;
-  std::fill(run.stats.begin(), run.stats.end(), ProblemStats{});
-  return slot.Run(run.problems, run.stats);
+  if (status.ok()) std::fill(run.stats.begin(), run.stats.end(), ProblemStats{});
+  return status;
 }
 
 }  // namespace flashbias::cuda

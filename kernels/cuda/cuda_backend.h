@@ -1,12 +1,12 @@
 // The production backend for one CUDA device.
 //
-// Runs wait in a queue and go through slots (slot.h), as many at once as there are slots. Worker
-// threads drive them: one takes a run and a free slot, enqueues everything, sleeps until the device
-// is done (cudaEventSynchronize on an event made for that), gives the slot back and only then calls
-// `done`. Idle workers sleep on a condition. There are twice as many workers as slots, so that
-// slots stay busy while answers are made. A thread that polls events would have to wake for each of
-// them; cudaLaunchHostFunc would call back where no CUDA call is legal, and not at all after an
-// error.
+// A run takes a slot (slot.h), as many at once as there are slots. Where a slot is free, device
+// memory is there and there is little to prepare, the caller of Run enqueues everything itself:
+// waking a thread takes longer. All else waits in a queue for a worker thread. Either way a worker
+// waits for the device: it asks for a while, then sleeps (cudaEventSynchronize on an event made for
+// that), gives the slot back and only then calls `done`. Idle workers sleep on a condition. There
+// are twice as many workers as slots, so that slots stay busy while answers are made.
+// cudaLaunchHostFunc would call back where no CUDA call is legal, and not at all after an error.
 //
 // Results are those of AttentionPlan: no bit depends on slots, batches or where a tensor lies.
 //
@@ -50,9 +50,9 @@ struct CudaBackendOptions {
   // Pinned tensors from this size on are copied directly; smaller ones are gathered first, because
   // a copy of a few KiB takes the driver longer than the processor.
   size_t direct_copy_bytes = size_t{32} << 10;
-  // How long a worker asks the device whether its run is done before it goes to sleep, which costs
-  // some 20 us of waking up. 0: it sleeps at once.
-  absl::Duration max_spin = absl::Microseconds(50);
+  // How long a worker asks the device whether its run is done before it goes to sleep; being woken
+  // by the device takes 70 us. 0: it sleeps at once.
+  absl::Duration max_spin = absl::Microseconds(200);
 };
 
 class CudaBackend final : public AttentionBackend {
@@ -80,15 +80,25 @@ class CudaBackend final : public AttentionBackend {
     absl::Span<ProblemStats> stats;
     Done done;
   };
+  // One that has a slot and was begun, or failed to.
+  struct BegunRun {
+    PendingRun run;
+    Slot* slot = nullptr;
+    absl::Status status;
+  };
 
   CudaBackend(std::shared_ptr<DeviceApi> device, std::unique_ptr<LaunchPlanner> planner,
               std::shared_ptr<PinnedPool> pool, BackendInfo info, size_t max_device_bytes);
 
   void WorkLoop() ABSL_LOCKS_EXCLUDED(mutex_);
-  bool CanStartOrStops() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return pending_.empty() ? stopping_ : !free_slots_.empty();
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !begun_.empty() || (!pending_.empty() && !free_slots_.empty()) ||
+           (stopping_ && pending_.empty() && beginning_ == 0);
   }
-  absl::Status RunOn(Slot& slot, const PendingRun& run);
+  // Begins the run on the calling thread. False, and nothing is changed: a worker should.
+  bool BeginHere(PendingRun* run) ABSL_LOCKS_EXCLUDED(mutex_);
+  // OK: every problem can run, and the stats are reset.
+  absl::Status Prepare(const PendingRun& run) const;
 
   // Constant after construction, in the order of dependence.
   const BackendInfo info_;
@@ -101,6 +111,8 @@ class CudaBackend final : public AttentionBackend {
 
   absl::Mutex mutex_;
   std::deque<PendingRun> pending_ ABSL_GUARDED_BY(mutex_);
+  std::deque<BegunRun> begun_ ABSL_GUARDED_BY(mutex_);
+  int beginning_ ABSL_GUARDED_BY(mutex_) = 0;  // callers that begin a run of theirs
   std::vector<Slot*> free_slots_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 

@@ -42,6 +42,10 @@ class DeviceApi {
   // everything that the device does, and leave the thread's current device as it is.
   virtual ErrorCode AllocatePinned(size_t bytes, void** memory) = 0;
   virtual void FreePinned(void* memory) = 0;
+  // Page-locks memory of someone else's, so that every device reaches it as if it came from
+  // AllocatePinned, and ends that. As these two, they may wait and leave the current device alone.
+  virtual ErrorCode RegisterHost(void* memory, size_t bytes) = 0;
+  virtual void UnregisterHost(void* memory) = 0;
 
   // A stream that waits for no other; events that carry a time and can be waited for asleep.
   virtual ErrorCode CreateStream(Stream** stream) = 0;

@@ -24,21 +24,27 @@ DeviceArena::~DeviceArena() {
 }
 
 absl::StatusOr<DeviceRange> DeviceArena::Reserve(size_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  const uint64_t ticket = next_ticket_++;
+  while (turn_ != ticket) changed_.Wait(&mutex_);
+  absl::StatusOr<DeviceRange> range = ReserveInTurnLocked(bytes, /*may_wait=*/true);
+  ++turn_;
+  if (turn_ != next_ticket_) changed_.SignalAll();
+  return range;
+}
+
+absl::StatusOr<DeviceRange> DeviceArena::TryReserve(size_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  if (turn_ != next_ticket_) return absl::UnavailableError("others wait for their turn");
+  return ReserveInTurnLocked(bytes, /*may_wait=*/false);
+}
+
+absl::StatusOr<DeviceRange> DeviceArena::ReserveInTurnLocked(size_t bytes, bool may_wait) {
   if (bytes > max_bytes_) {
     return absl::ResourceExhaustedError(
         absl::StrCat("it takes ", bytes, " bytes of device memory; the limit is ", max_bytes_));
   }
   bytes = std::max<size_t>((bytes + kAlignment - 1) / kAlignment, 1) * kAlignment;
-  absl::MutexLock lock(&mutex_);
-  const uint64_t ticket = next_ticket_++;
-  while (turn_ != ticket) changed_.Wait(&mutex_);
-  absl::StatusOr<DeviceRange> range = ReserveInTurnLocked(bytes);
-  ++turn_;
-  changed_.SignalAll();
-  return range;
-}
-
-absl::StatusOr<DeviceRange> DeviceArena::ReserveInTurnLocked(size_t bytes) {
   for (;;) {
     char* data = FitLocked(bytes);
     if (data == nullptr && GrowLocked(bytes)) data = FitLocked(bytes);
@@ -47,6 +53,7 @@ absl::StatusOr<DeviceRange> DeviceArena::ReserveInTurnLocked(size_t bytes) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "it takes ", bytes, " bytes of device memory; the device has no such room free"));
     }
+    if (!may_wait) return absl::UnavailableError("others hold what it takes");
     changed_.Wait(&mutex_);
   }
 }

@@ -64,6 +64,8 @@ class DeviceArena {
   // so nobody may hold a range and ask for a second one. RESOURCE_EXHAUSTED: it takes more than the
   // bound, or than the device has while nobody holds anything.
   absl::StatusOr<DeviceRange> Reserve(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The same without waiting; UNAVAILABLE: others hold what it takes, or wait for their turn.
+  absl::StatusOr<DeviceRange> TryReserve(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
   size_t max_bytes() const { return max_bytes_; }
   Usage usage() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -78,7 +80,7 @@ class DeviceArena {
   };
 
   void Release(char* data) ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<DeviceRange> ReserveInTurnLocked(size_t bytes)
+  absl::StatusOr<DeviceRange> ReserveInTurnLocked(size_t bytes, bool may_wait)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Null: there is no room now.
   char* FitLocked(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

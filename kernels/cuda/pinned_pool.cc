@@ -23,6 +23,17 @@ size_t ClassOf(size_t bytes) {
   return RoundUp(bytes, std::bit_floor(bytes - 1) / 4);
 }
 
+// Whether all `bytes` from `data` on lie in one of `ranges`, which have their begin as key.
+template <typename Range>
+bool Holds(const std::map<uintptr_t, Range>& ranges, const void* data, size_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  auto next = ranges.upper_bound(address);
+  if (next == ranges.begin()) return false;
+  const auto& [begin, range] = *std::prev(next);
+  const size_t offset = address - begin;
+  return offset < range.bytes && bytes <= range.bytes - offset;
+}
+
 }  // namespace
 
 PinnedPool::PinnedPool(std::vector<std::shared_ptr<DeviceApi>> devices, size_t max_bytes)
@@ -59,14 +70,43 @@ void PinnedPool::Free(void* data, size_t bytes) {
   usage_.used_bytes -= class_bytes;
 }
 
-bool PinnedPool::Contains(const void* data, size_t bytes) const {
-  const auto address = reinterpret_cast<uintptr_t>(data);
+absl::StatusOr<HostRegistration> PinnedPool::Register(void* data, size_t bytes) {
+  ErrorCode error = kSuccess;
+  DeviceApi* asked = nullptr;
+  // Not under the lock: runs in flight look memory up, and this takes long.
+  for (const std::shared_ptr<DeviceApi>& device : devices_) {
+    asked = device.get();
+    error = device->RegisterHost(data, bytes);
+    if (error == kSuccess) break;
+  }
+  if (asked == nullptr || error != kSuccess) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "cannot register ", bytes, " bytes of host memory: ",
+        asked == nullptr ? "there is no device"
+                         : absl::StrCat(asked->ErrorName(error), ", ", asked->ErrorText(error))));
+  }
   absl::MutexLock lock(&mutex_);
-  auto next = chunks_.upper_bound(address);
-  if (next == chunks_.begin()) return false;
-  const auto& [begin, chunk] = *std::prev(next);
-  const size_t offset = address - begin;
-  return offset < chunk.bytes && bytes <= chunk.bytes - offset;
+  registered_.emplace(reinterpret_cast<uintptr_t>(data),
+                      Registered{.bytes = bytes, .device = asked});
+  usage_.registered_bytes += bytes;
+  return MakeRegistration(data);
+}
+
+void PinnedPool::Unregister(void* data) {
+  DeviceApi* device = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto found = registered_.find(reinterpret_cast<uintptr_t>(data));
+    device = found->second.device;
+    usage_.registered_bytes -= found->second.bytes;
+    registered_.erase(found);
+  }
+  device->UnregisterHost(data);
+}
+
+bool PinnedPool::Contains(const void* data, size_t bytes) const {
+  absl::MutexLock lock(&mutex_);
+  return Holds(chunks_, data, bytes) || Holds(registered_, data, bytes);
 }
 
 PinnedPool::Usage PinnedPool::usage() const {

@@ -6,6 +6,9 @@
 // up to 256 KiB are cut from slabs of 2 MiB. Where the bound is reached, idle memory of other
 // classes makes room, slabs of which nothing is in use last; nothing else ever frees.
 //
+// Memory of others that is registered here is page-locked too, and counts towards no bound of the
+// pool's: whoever registers bounds it.
+//
 // Thread-safety: as HostAllocator, and Contains from any thread.
 #ifndef FLASHBIAS_KERNELS_CUDA_PINNED_POOL_H_
 #define FLASHBIAS_KERNELS_CUDA_PINNED_POOL_H_
@@ -27,8 +30,9 @@ namespace flashbias::cuda {
 class PinnedPool : public HostAllocator {
  public:
   struct Usage {
-    size_t used_bytes = 0;  // of blocks that someone holds, their classes' sizes
-    size_t size_bytes = 0;  // taken from the system
+    size_t used_bytes = 0;        // of blocks that someone holds, their classes' sizes
+    size_t size_bytes = 0;        // taken from the system
+    size_t registered_bytes = 0;  // of others, registered here
   };
 
   // Memory comes from the first of `devices` that has some to give: any of them may have failed.
@@ -42,7 +46,12 @@ class PinnedPool : public HostAllocator {
   // system has no more.
   absl::StatusOr<HostBlock> Allocate(size_t bytes) override ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Whether all `bytes` from `data` on lie in memory of the pool.
+  // RESOURCE_EXHAUSTED naming the bytes and the error of the last device that was asked.
+  absl::StatusOr<HostRegistration> Register(void* data, size_t bytes) override
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Whether all `bytes` from `data` on lie in one piece of memory of the pool, or in one that is
+  // registered.
   bool Contains(const void* data, size_t bytes) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Less than the bound: a block takes up to a quarter more than it was asked for.
@@ -52,6 +61,7 @@ class PinnedPool : public HostAllocator {
 
  private:
   void Free(void* data, size_t bytes) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void Unregister(void* data) override ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Adds idle memory of the class; false where bound or system have no more.
   bool GrowLocked(size_t class_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -81,6 +91,12 @@ class PinnedPool : public HostAllocator {
   std::map<uintptr_t, Chunk> chunks_ ABSL_GUARDED_BY(mutex_);
   // Idle blocks: class bytes -> addresses, last in first out.
   std::map<size_t, std::vector<void*>> idle_ ABSL_GUARDED_BY(mutex_);
+  // What is registered, by address, and with whom.
+  struct Registered {
+    size_t bytes;
+    DeviceApi* device;
+  };
+  std::map<uintptr_t, Registered> registered_ ABSL_GUARDED_BY(mutex_);
   Usage usage_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -61,6 +61,20 @@ void RuntimeDevice::FreePinned(void* memory) {
   Forget(cudaFreeHost(memory));
 }
 
+ErrorCode RuntimeDevice::RegisterHost(void* memory, size_t bytes) {
+  const CurrentDevice current(ordinal_);
+  cudaError_t error = current.error();
+  if (error == cudaSuccess) error = cudaHostRegister(memory, bytes, cudaHostRegisterPortable);
+  Forget(error);
+  return error;
+}
+
+void RuntimeDevice::UnregisterHost(void* memory) {
+  const CurrentDevice current(ordinal_);
+  Forget(current.error());
+  Forget(cudaHostUnregister(memory));
+}
+
 ErrorCode RuntimeDevice::CreateStream(Stream** stream) {
   cudaStream_t native = nullptr;
   const cudaError_t error = cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking);

@@ -25,6 +25,8 @@ class RuntimeDevice final : public DeviceApi {
   void FreeDevice(void* memory) override;
   ErrorCode AllocatePinned(size_t bytes, void** memory) override;
   void FreePinned(void* memory) override;
+  ErrorCode RegisterHost(void* memory, size_t bytes) override;
+  void UnregisterHost(void* memory) override;
   ErrorCode CreateStream(Stream** stream) override;
   void DestroyStream(Stream* stream) override;
   ErrorCode CreateEvent(Event** event) override;

@@ -14,6 +14,9 @@ namespace {
 // next one is gathered.
 constexpr size_t kPieceBytes = size_t{2} << 20;
 
+// What a caller in haste gathers itself: some 20 us.
+constexpr size_t kQuickGatheredBytes = size_t{128} << 10;
+
 }  // namespace
 
 // Returns from the function where `expression` is not OK.
@@ -40,145 +43,171 @@ Slot::~Slot() {
   if (stream_ != nullptr) parts_.device->DestroyStream(stream_);
 }
 
-absl::Status Slot::Run(absl::Span<const AttentionProblem> problems,
-                       absl::Span<ProblemStats> stats) {
-  Phases phases;
-  for (size_t begin = 0; begin < problems.size();) {
-    // One part: as many as fit.
-    std::vector<const AttentionProblem*> part;
-    std::vector<ProblemStats*> part_stats;
-    size_t bytes = 0;
-    size_t workspace_bytes = 0;
-    for (size_t n = begin; n < problems.size(); ++n) {
-      const size_t workspace = parts_.planner->WorkspaceBound(problems[n]);
-      const size_t more = TensorBytes(problems[n]) + workspace;
-      if (n > begin && bytes + more > parts_.arena->max_bytes()) break;
-      bytes += more;
-      workspace_bytes += workspace;
-      part.push_back(&problems[n]);
-      part_stats.push_back(&stats[n]);
-    }
-    FLASHBIAS_RETURN_IF_ERROR(RunPart(part, part_stats, workspace_bytes, &phases));
-    begin += part.size();
+bool Slot::Begin(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
+                 Haste haste) {
+  problems_ = problems;
+  stats_ = stats;
+  phases_ = {};
+  FillPart(0);
+  const bool quick = part_.transfers->gathered_input_bytes() <= kQuickGatheredBytes;
+  if (haste == Haste::kNone || (quick && Reserve(haste))) {
+    BeginPart();
+    return true;
   }
-  for (ProblemStats& s : stats) {
-    s.upload = phases.upload;
-    s.kernel = phases.kernel;
-    s.download = phases.download;
+  part_ = {};
+  return false;
+}
+
+absl::Status Slot::End() {
+  FLASHBIAS_RETURN_IF_ERROR(EndPart());
+  while (part_.end < problems_.size()) {
+    FillPart(part_.end);
+    BeginPart();
+    FLASHBIAS_RETURN_IF_ERROR(EndPart());
+  }
+  for (ProblemStats& s : stats_) {
+    s.upload = phases_.upload;
+    s.kernel = phases_.kernel;
+    s.download = phases_.download;
   }
   return absl::OkStatus();
 }
 
-absl::Status Slot::RunPart(absl::Span<const AttentionProblem* const> problems,
-                           absl::Span<ProblemStats* const> stats, size_t workspace_bytes,
-                           Phases* phases) {
-  const TransferPlan transfers(problems, *parts_.pool, parts_.direct_copy_bytes);
-  std::vector<Group> groups;
+void Slot::FillPart(size_t begin) {
+  part_ = {};
+  std::vector<const AttentionProblem*> problems;
+  size_t bytes = 0;
+  part_.end = begin;
+  for (; part_.end < problems_.size(); ++part_.end) {
+    const AttentionProblem& problem = problems_[part_.end];
+    const size_t workspace = parts_.planner->WorkspaceBound(problem);
+    const size_t more = TensorBytes(problem) + workspace;
+    if (part_.end > begin && bytes + more > parts_.arena->max_bytes()) break;
+    bytes += more;
+    part_.workspace_bytes += workspace;
+    problems.push_back(&problem);
+    part_.stats.push_back(&stats_[part_.end]);
+  }
   for (size_t n = 0; n < problems.size(); ++n) {
     const uint64_t id = parts_.planner->GroupOf(*problems[n]);
-    auto group = std::find_if(groups.begin(), groups.end(),
+    auto group = std::find_if(part_.groups.begin(), part_.groups.end(),
                               [id](const Group& other) { return other.id == id; });
-    if (group == groups.end()) {
-      groups.emplace_back().id = id;
-      group = std::prev(groups.end());
+    if (group == part_.groups.end()) {
+      part_.groups.emplace_back().id = id;
+      group = std::prev(part_.groups.end());
     }
     group->members.push_back(n);
   }
+  part_.transfers.emplace(problems, *parts_.pool, parts_.direct_copy_bytes);
+}
 
-  DeviceRange range;
-  HostBlock inputs;
-  HostBlock plans;
-  HostBlock outputs;
-  for (;;) {
-    absl::StatusOr<DeviceRange> reserved =
-        parts_.arena->Reserve(transfers.device_bytes() + workspace_bytes);
-    if (!reserved.ok()) {
-      const ErrorCode sticky = parts_.device->StickyError();
-      return sticky == kSuccess ? reserved.status() : parts_.health->Report(sticky, "cudaMalloc");
-    }
-    range = *std::move(reserved);
-    size_t needed = 0;
-    const absl::Status status = Enqueue(transfers, absl::MakeSpan(groups), range.data(),
-                                        workspace_bytes, &needed, &inputs, &plans, &outputs);
-    if (status.ok() && needed <= workspace_bytes) break;
-    Drain();
-    FLASHBIAS_RETURN_IF_ERROR(status);
-    range = DeviceRange();
-    workspace_bytes = needed;
+bool Slot::Reserve(Haste haste) {
+  const size_t bytes = part_.transfers->device_bytes() + part_.workspace_bytes;
+  absl::StatusOr<DeviceRange> range =
+      haste == Haste::kOnlyIfQuick ? parts_.arena->TryReserve(bytes) : parts_.arena->Reserve(bytes);
+  if (absl::IsUnavailable(range.status())) return false;
+  if (range.ok()) {
+    part_.range = *std::move(range);
+  } else {
+    const ErrorCode sticky = parts_.device->StickyError();
+    part_.status =
+        sticky == kSuccess ? range.status() : parts_.health->Report(sticky, "cudaMalloc");
   }
-  absl::Status computed = WaitForResults();
-  if (!computed.ok()) {
+  return true;
+}
+
+void Slot::BeginPart() {
+  if (part_.range.data() == nullptr && part_.status.ok()) Reserve(Haste::kNone);
+  if (part_.status.ok()) part_.status = Enqueue();
+}
+
+absl::Status Slot::EndPart() {
+  while (part_.status.ok() && part_.needed_bytes > part_.workspace_bytes) {
     Drain();
-    return computed;
+    part_.range = DeviceRange();
+    part_.workspace_bytes = part_.needed_bytes;
+    BeginPart();
+  }
+  // Goes with this call, not with the slot's next run; `end` is still asked for.
+  Part part;
+  std::swap(part, part_);
+  part_.end = part.end;
+  if (part.status.ok()) part.status = WaitForResults();
+  if (!part.status.ok()) {
+    Drain();
+    return part.status;
   }
 
   const absl::Time copy_begin = absl::Now();
-  for (const TransferPlan::Transfer& t : transfers.gathered_outputs()) {
-    std::memcpy(t.host, outputs.data() + (t.offset - transfers.gathered_outputs_begin()), t.bytes);
+  for (const TransferPlan::Transfer& t : part.transfers->gathered_outputs()) {
+    std::memcpy(t.host, part.outputs.data() + (t.offset - part.transfers->gathered_outputs_begin()),
+                t.bytes);
   }
   const absl::Duration copied = absl::Now() - copy_begin;
-  for (const Group& group : groups) {
+  for (const Group& group : part.groups) {
     for (size_t n = 0; n < group.members.size(); ++n) {
-      ProblemStats& s = *stats[group.members[n]];
+      ProblemStats& s = *part.stats[group.members[n]];
       s.tiles_computed = static_cast<int64_t>(group.tile_counts[n].computed);
       s.tiles_skipped = static_cast<int64_t>(group.tile_counts[n].skipped);
     }
   }
-  FLASHBIAS_RETURN_IF_ERROR(AddBetween(started_, uploaded_, &phases->upload));
-  FLASHBIAS_RETURN_IF_ERROR(AddBetween(uploaded_, computed_, &phases->kernel));
-  FLASHBIAS_RETURN_IF_ERROR(AddBetween(computed_, downloaded_, &phases->download));
-  phases->download += copied;
+  FLASHBIAS_RETURN_IF_ERROR(AddBetween(started_, uploaded_, &phases_.upload));
+  FLASHBIAS_RETURN_IF_ERROR(AddBetween(uploaded_, computed_, &phases_.kernel));
+  FLASHBIAS_RETURN_IF_ERROR(AddBetween(computed_, downloaded_, &phases_.download));
+  phases_.download += copied;
   return absl::OkStatus();
 }
 
-absl::Status Slot::Enqueue(const TransferPlan& transfers, absl::Span<Group> groups, char* device,
-                           size_t workspace_bytes, size_t* needed_bytes, HostBlock* inputs,
-                           HostBlock* plans, HostBlock* outputs) {
+absl::Status Slot::Enqueue() {
   DeviceApi& api = *parts_.device;
   FLASHBIAS_RETURN_IF_ERROR(Check(api.Record(started_, stream_), "cudaEventRecord"));
-  FLASHBIAS_RETURN_IF_ERROR(Stage(transfers.gathered_input_bytes(), inputs));
-  FLASHBIAS_RETURN_IF_ERROR(EnqueueUploads(transfers, device, inputs->data()));
+  FLASHBIAS_RETURN_IF_ERROR(Stage(part_.transfers->gathered_input_bytes(), &part_.inputs));
+  FLASHBIAS_RETURN_IF_ERROR(EnqueueUploads());
 
   // Planned while the tensors travel.
   size_t staging_bytes = 0;
-  *needed_bytes = 0;
-  for (Group& group : groups) {
+  part_.needed_bytes = 0;
+  for (Group& group : part_.groups) {
     std::vector<AttentionProblem> on_device;
     on_device.reserve(group.members.size());
-    for (const size_t n : group.members) on_device.push_back(transfers.OnDevice(n, device));
+    for (const size_t n : group.members) {
+      on_device.push_back(part_.transfers->OnDevice(n, part_.range.data()));
+    }
     absl::StatusOr<std::unique_ptr<PlannedLaunch>> launch = parts_.planner->Plan(on_device);
     if (!launch.ok()) return launch.status();
     group.launch = *std::move(launch);
     staging_bytes += AlignTensor(group.launch->staging_bytes());
-    *needed_bytes += AlignTensor(group.launch->workspace_bytes());
+    part_.needed_bytes += AlignTensor(group.launch->workspace_bytes());
   }
-  if (*needed_bytes > workspace_bytes) return absl::OkStatus();
+  if (part_.needed_bytes > part_.workspace_bytes) return absl::OkStatus();
 
-  FLASHBIAS_RETURN_IF_ERROR(Stage(staging_bytes, plans));
-  char* staging = plans->data();
-  char* workspace = device + transfers.device_bytes();
-  for (Group& group : groups) {
+  FLASHBIAS_RETURN_IF_ERROR(Stage(staging_bytes, &part_.plans));
+  char* staging = part_.plans.data();
+  char* workspace = part_.range.data() + part_.transfers->device_bytes();
+  for (Group& group : part_.groups) {
     FLASHBIAS_RETURN_IF_ERROR(group.launch->Bind(staging, workspace));
     FLASHBIAS_RETURN_IF_ERROR(Check(group.launch->Upload(stream_), "the upload of a plan"));
     staging += AlignTensor(group.launch->staging_bytes());
     workspace += AlignTensor(group.launch->workspace_bytes());
   }
   FLASHBIAS_RETURN_IF_ERROR(Check(api.Record(uploaded_, stream_), "cudaEventRecord"));
-  for (Group& group : groups) {
+  for (Group& group : part_.groups) {
     FLASHBIAS_RETURN_IF_ERROR(Check(group.launch->Launch(stream_), "the launch of attention"));
   }
   FLASHBIAS_RETURN_IF_ERROR(Check(api.Record(computed_, stream_), "cudaEventRecord"));
-  FLASHBIAS_RETURN_IF_ERROR(EnqueueDownloads(transfers, groups, device, outputs));
+  FLASHBIAS_RETURN_IF_ERROR(EnqueueDownloads());
   return Check(api.Record(downloaded_, stream_), "cudaEventRecord");
 }
 
-absl::Status Slot::EnqueueUploads(const TransferPlan& transfers, char* device, char* staging) {
-  for (const TransferPlan::Transfer& t : transfers.direct_inputs()) {
+absl::Status Slot::EnqueueUploads() {
+  char* const device = part_.range.data();
+  char* const staging = part_.inputs.data();
+  for (const TransferPlan::Transfer& t : part_.transfers->direct_inputs()) {
     FLASHBIAS_RETURN_IF_ERROR(
         Copy(device + t.offset, t.host, t.bytes, CopyKind::kHostToDevice, "an upload"));
   }
   size_t sent = 0;
-  for (const TransferPlan::Transfer& t : transfers.gathered_inputs()) {
+  for (const TransferPlan::Transfer& t : part_.transfers->gathered_inputs()) {
     for (size_t done = 0; done < t.bytes;) {
       const size_t piece = std::min(t.bytes - done, sent + kPieceBytes - (t.offset + done));
       std::memcpy(staging + t.offset + done, t.host + done, piece);
@@ -190,26 +219,29 @@ absl::Status Slot::EnqueueUploads(const TransferPlan& transfers, char* device, c
     }
   }
   // What lies between tensors goes too; nothing reads it.
-  const size_t rest = transfers.gathered_input_bytes() - sent;
+  const size_t rest = part_.transfers->gathered_input_bytes() - sent;
   return rest == 0
              ? absl::OkStatus()
              : Copy(device + sent, staging + sent, rest, CopyKind::kHostToDevice, "an upload");
 }
 
-absl::Status Slot::EnqueueDownloads(const TransferPlan& transfers, absl::Span<Group> groups,
-                                    char* device, HostBlock* outputs) {
+absl::Status Slot::EnqueueDownloads() {
+  const TransferPlan& transfers = *part_.transfers;
+  const char* const device = part_.range.data();
   size_t bytes = transfers.gathered_output_bytes();
-  for (const Group& group : groups) bytes += AlignTensor(group.members.size() * sizeof(TileCounts));
-  FLASHBIAS_RETURN_IF_ERROR(Stage(bytes, outputs));
+  for (const Group& group : part_.groups) {
+    bytes += AlignTensor(group.members.size() * sizeof(TileCounts));
+  }
+  FLASHBIAS_RETURN_IF_ERROR(Stage(bytes, &part_.outputs));
 
-  char* at = outputs->data();
+  char* at = part_.outputs.data();
   if (transfers.gathered_output_bytes() > 0) {
     FLASHBIAS_RETURN_IF_ERROR(Copy(at, device + transfers.gathered_outputs_begin(),
                                    transfers.gathered_output_bytes(), CopyKind::kDeviceToHost,
                                    "a download"));
     at += transfers.gathered_output_bytes();
   }
-  for (Group& group : groups) {
+  for (Group& group : part_.groups) {
     const size_t size = group.members.size() * sizeof(TileCounts);
     FLASHBIAS_RETURN_IF_ERROR(
         Copy(at, group.launch->tile_counts(), size, CopyKind::kDeviceToHost, "a download"));

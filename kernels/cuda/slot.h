@@ -5,13 +5,15 @@
 // kernel: a device has an engine for each direction beside its multiprocessors. Streams for each
 // phase would overlap the same, but take events between them for every run.
 //
-// Thread-safety: one run at a time. What the parts point to must outlive the slot.
+// Thread-safety: one run at a time, whose steps may come from different threads. What the parts
+// point to must outlive the slot.
 #ifndef FLASHBIAS_KERNELS_CUDA_SLOT_H_
 #define FLASHBIAS_KERNELS_CUDA_SLOT_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -49,11 +51,21 @@ class Slot {
   Slot& operator=(const Slot&) = delete;
   ~Slot();
 
-  // Computes all problems and waits for the results, on a thread on which the device is current.
-  // What does not fit into the arena at once goes through in parts. When this returns, with
-  // whatever status, the device touches no memory of the problems any more.
-  // RESOURCE_EXHAUSTED: a problem that never fits; INTERNAL: the device failed.
-  absl::Status Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats);
+  // A run takes two steps, so that whoever brings it need not stay until it is done; both on
+  // threads on which the device is current. What the spans refer to stays until End has returned.
+  // What does not fit into the arena at once goes through in parts.
+
+  // kOnlyIfQuick: not where device memory must be waited for or much must be gathered first.
+  enum class Haste : uint8_t { kNone, kOnlyIfQuick };
+
+  // Enqueues the first part. False, and as if nothing had been asked: it would not be quick.
+  // REQUIRES: problems is not empty.
+  bool Begin(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
+             Haste haste);
+  // Waits for the results and computes what is left. When it returns, with whatever status, the
+  // device touches no memory of the problems any more. RESOURCE_EXHAUSTED: a problem that never
+  // fits; INTERNAL: the device failed, here or in Begin. REQUIRES: Begin returned true.
+  absl::Status End();
 
  private:
   // The durations of a run.
@@ -68,22 +80,33 @@ class Slot {
     const TileCounts* tile_counts = nullptr;  // [members], in the staging memory
   };
 
+  // The problems that are on the device together, and what they hold meanwhile.
+  struct Part {
+    size_t end = 0;              // the first problem of the run after it
+    size_t workspace_bytes = 0;  // that workspaces may take: what the planner bounds them by
+    size_t needed_bytes = 0;     // that they do take
+    absl::Status status;
+    std::vector<ProblemStats*> stats;
+    std::optional<TransferPlan> transfers;
+    std::vector<Group> groups;
+    DeviceRange range;  // tensors, then workspaces
+    HostBlock inputs, plans, outputs;
+  };
+
   explicit Slot(const Parts& parts) : parts_(parts) {}
 
-  // `workspace_bytes`: what the planner bounds the part's workspaces by.
-  absl::Status RunPart(absl::Span<const AttentionProblem* const> problems,
-                       absl::Span<ProblemStats* const> stats, size_t workspace_bytes,
-                       Phases* phases);
-
-  // Everything of a part but the waiting, into the device memory that starts at `device`: tensors
-  // first, then workspaces. Where those turn out to take more than `workspace_bytes`, nothing after
-  // the uploads is enqueued; they take *needed_bytes. Fills the three staging blocks.
-  absl::Status Enqueue(const TransferPlan& transfers, absl::Span<Group> groups, char* device,
-                       size_t workspace_bytes, size_t* needed_bytes, HostBlock* inputs,
-                       HostBlock* plans, HostBlock* outputs);
-  absl::Status EnqueueUploads(const TransferPlan& transfers, char* device, char* staging);
-  absl::Status EnqueueDownloads(const TransferPlan& transfers, absl::Span<Group> groups,
-                                char* device, HostBlock* outputs);
+  // As many problems from `begin` on as fit into the arena.
+  void FillPart(size_t begin);
+  // Device memory for the part, or its status; false: it would have to wait.
+  bool Reserve(Haste haste);
+  // What goes wrong is in part_.status; EndPart returns it.
+  void BeginPart();
+  absl::Status EndPart();
+  // Everything but the waiting. Where the workspaces turn out to take more than they may, nothing
+  // after the uploads is enqueued.
+  absl::Status Enqueue();
+  absl::Status EnqueueUploads();
+  absl::Status EnqueueDownloads();
   absl::Status WaitForResults();
   absl::Status AddBetween(Event* from, Event* to, absl::Duration* sum);
 
@@ -103,6 +126,12 @@ class Slot {
   Event* uploaded_ = nullptr;
   Event* computed_ = nullptr;
   Event* downloaded_ = nullptr;
+
+  // Of the run between Begin and End.
+  absl::Span<const AttentionProblem> problems_;
+  absl::Span<ProblemStats> stats_;
+  Phases phases_;
+  Part part_;
 };
 
 }  // namespace flashbias::cuda

@@ -39,6 +39,18 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
       if (bytes == 0) return;
       if (direct != (bytes >= direct_bytes && pool.Contains(host, bytes))) return;
       *offset = device_bytes_;
+      if (direct && !transfers.empty()) {
+        // Tensors that follow each other in memory as they do on the device are one copy. What
+        // lies between two outputs is not ours to write.
+        Transfer& last = transfers.back();
+        const size_t gap = AlignTensor(last.bytes) - last.bytes;
+        if (last.host + last.bytes + gap == host && (gap == 0 || pass == Pass::kDirectInputs) &&
+            pool.Contains(last.host, last.bytes + gap + bytes)) {
+          last.bytes += gap + bytes;
+          device_bytes_ += AlignTensor(bytes);
+          return;
+        }
+      }
       transfers.push_back({.host = static_cast<char*>(const_cast<void*>(host)),
                            .bytes = bytes,
                            .offset = device_bytes_});

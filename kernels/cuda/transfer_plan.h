@@ -1,7 +1,8 @@
 // Where the tensors of some problems lie on the device, and how each of them gets there and back.
 //
-// Large tensors in pinned memory go directly. Everything else is gathered in a staging block of the
-// same layout as a part of the device memory, so that many small tensors are one copy:
+// Large tensors in pinned or registered memory go directly. Everything else is gathered in a
+// staging block of the same layout as a part of the device memory, so that many small tensors are
+// one copy:
 //
 //   device memory:  [gathered inputs][direct inputs][gathered outputs][direct outputs]
 //
@@ -31,6 +32,7 @@ size_t TensorBytes(const AttentionProblem& problem);
 
 class TransferPlan {
  public:
+  // One copy: of one tensor, or, where direct, of several that follow each other in memory.
   struct Transfer {
     char* host;  // inputs are only read
     size_t bytes;

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -44,6 +45,7 @@ ABSL_FLAG(int, connections, 2, "Connections of a client.");
 ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
 ABSL_FLAG(int, rounds, 3, "Turns that each subject gets for each figure.");
 ABSL_FLAG(absl::Duration, round, absl::Seconds(1), "Length of one turn.");
+ABSL_FLAG(bool, stages, false, "A second line for each subject: medians of the server's stages.");
 ABSL_FLAG(bool, tune_malloc, true, "Keep freed memory, as flashbias-server does.");
 ABSL_FLAG(std::vector<std::string>, channel_arguments, {},
           "name=value settings of the echo, for trying them out.");
@@ -64,6 +66,7 @@ double CpuSeconds() {
 // All turns of one subject in one setting.
 struct Figures {
   std::vector<double> latencies_ms;
+  std::vector<ServerTime> server_times;
   double wall_seconds = 0;
   double cpu_seconds = 0;
 
@@ -73,6 +76,19 @@ struct Figures {
     std::nth_element(latencies_ms.begin(), latencies_ms.begin() + static_cast<ptrdiff_t>(at),
                      latencies_ms.end());
     return latencies_ms[at];
+  }
+  // Of a stage of the server, in microseconds.
+  template <typename Stage>
+  double MedianMicroseconds(const Stage& stage) const {
+    if (server_times.empty()) return 0;
+    std::vector<double> values;
+    values.reserve(server_times.size());
+    for (const ServerTime& time : server_times) {
+      values.push_back(absl::ToDoubleMicroseconds(stage(time)));
+    }
+    const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
   }
   double Count() const { return static_cast<double>(latencies_ms.size()); }
 };
@@ -88,16 +104,20 @@ absl::Status Turn(TransportSubject* subject, int lanes, absl::Duration length, F
   for (int lane = 0; lane < lanes; ++lane) {
     threads.emplace_back([&, lane] {
       std::vector<double> latencies_ms;
+      std::vector<ServerTime> times;
       absl::Status status;
       while (status.ok() && absl::Now() < end) {
+        std::optional<ServerTime> time;
         const absl::Time start = absl::Now();
-        status = subject->Call(lane);
+        status = subject->Call(lane, &time);
         latencies_ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start));
+        if (time.has_value()) times.push_back(*time);
       }
       const absl::MutexLock lock(&mutex);
       first_error.Update(status);
       figures->latencies_ms.insert(figures->latencies_ms.end(), latencies_ms.begin(),
                                    latencies_ms.end());
+      figures->server_times.insert(figures->server_times.end(), times.begin(), times.end());
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -174,9 +194,22 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
     const double p50 = f.Percentile(0.5);
     const double p99 = f.Percentile(0.99);
     const double cpu_ms = 1e3 * f.cpu_seconds / f.Count();
-    absl::PrintF("%-5s %6d %3d  %-10s %9.1f %9.3f %9.3f %7.3f %9.3f %8.2f %8.2f %8.2f %8.2f\n",
-                 transport, size_kb, lanes, names[n], rate, p50, p99, 1e-9 * rate * bytes, cpu_ms,
-                 ratio("generated"), ratio("echo"), ratio("service"), ratio("python"));
+    const auto stage = [&f](auto member) {
+      return f.MedianMicroseconds([member](const ServerTime& time) { return time.*member; });
+    };
+    const double own_us = f.MedianMicroseconds([](const ServerTime& time) { return time.own(); });
+    absl::PrintF(
+        "%-5s %6d %3d  %-10s %9.1f %9.3f %9.3f %7.3f %9.3f %7.0f %8.2f %8.2f %8.2f %8.2f\n",
+        transport, size_kb, lanes, names[n], rate, p50, p99, 1e-9 * rate * bytes, cpu_ms, own_us,
+        ratio("generated"), ratio("echo"), ratio("service"), ratio("python"));
+    if (absl::GetFlag(FLAGS_stages) && !f.server_times.empty()) {
+      absl::PrintF(
+          "      us: receive %.0f, queue %.0f, upload %.0f, kernel %.0f, download %.0f, rest %.0f, "
+          "send %.0f\n",
+          stage(&ServerTime::receive), stage(&ServerTime::queue), stage(&ServerTime::upload),
+          stage(&ServerTime::kernel), stage(&ServerTime::download), stage(&ServerTime::rest),
+          stage(&ServerTime::send));
+    }
     json->push_back({{"transport", transport},
                      {"size_kb", size_kb},
                      {"bytes", bytes},
@@ -187,6 +220,14 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
                      {"p99_ms", p99},
                      {"gigabytes_per_second", 1e-9 * rate * bytes},
                      {"cpu_ms_per_request", cpu_ms},
+                     {"server_own_us", own_us},
+                     {"server_receive_us", stage(&ServerTime::receive)},
+                     {"server_queue_us", stage(&ServerTime::queue)},
+                     {"server_upload_us", stage(&ServerTime::upload)},
+                     {"server_kernel_us", stage(&ServerTime::kernel)},
+                     {"server_download_us", stage(&ServerTime::download)},
+                     {"server_rest_us", stage(&ServerTime::rest)},
+                     {"server_send_us", stage(&ServerTime::send)},
                      {"ratio_to_generated", ratio("generated")},
                      {"ratio_to_echo", ratio("echo")},
                      {"ratio_to_service", ratio("service")},
@@ -198,9 +239,9 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
 
 absl::Status Run() {
   nlohmann::json rows = nlohmann::json::array();
-  std::printf("%-5s %6s %3s  %-10s %9s %9s %9s %7s %9s %8s %8s %8s %8s\n", "over", "KiB in", "C",
-              "subject", "req/s", "p50 ms", "p99 ms", "GB/s", "CPU ms", "/gener.", "/echo",
-              "/serv.", "/python");
+  std::printf("%-5s %6s %3s  %-10s %9s %9s %9s %7s %9s %7s %8s %8s %8s %8s\n", "over", "KiB in",
+              "C", "subject", "req/s", "p50 ms", "p99 ms", "GB/s", "CPU ms", "own us", "/gener.",
+              "/echo", "/serv.", "/python");
   for (const std::string& transport : absl::GetFlag(FLAGS_transports)) {
     for (const std::string& size : absl::GetFlag(FLAGS_sizes_kb)) {
       for (const std::string& lanes : absl::GetFlag(FLAGS_concurrency)) {

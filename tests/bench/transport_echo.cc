@@ -100,7 +100,7 @@ class EchoSubject final : public TransportSubject {
     return absl::OkStatus();
   }
 
-  absl::Status Call(int lane) override {
+  absl::Status Call(int lane, std::optional<ServerTime>* /*time*/) override {
     std::vector<grpc::Slice> slices;
     for (const std::vector<char>& tensor : tensors_) {
       slices.emplace_back(tensor.data(), tensor.size(), grpc::Slice::STATIC_SLICE);

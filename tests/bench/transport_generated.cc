@@ -59,7 +59,7 @@ class GeneratedSubject final : public TransportSubject {
     return absl::OkStatus();
   }
 
-  absl::Status Call(int lane) override {
+  absl::Status Call(int lane, std::optional<ServerTime>* /*time*/) override {
     v1::AttendRequest request;
     request.set_mask(v1::MASK_CAUSAL);
     Fill(q_, request.mutable_q());

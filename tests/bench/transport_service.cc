@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -75,7 +76,7 @@ class ServiceSubject final : public TransportSubject {
     return absl::OkStatus();
   }
 
-  absl::Status Call(int lane) override {
+  absl::Status Call(int lane, std::optional<ServerTime>* time) override {
     const std::vector<int64_t> shape = {setup_.tokens, kHeads, kHeadDim};
     const client::AttendRequest request = {
         .q = {.dtype = DType::kFloat16, .shape = shape, .data = tensors_},
@@ -85,7 +86,17 @@ class ServiceSubject final : public TransportSubject {
         .bias = client::AlibiSlopes{.slopes = slopes_}};
     client::CallOptions options;
     options.result.o = {tensors_ + (3 + static_cast<size_t>(lane)) * bytes_, bytes_};
-    return client_->Attend(request, options).status();
+    const auto result = client_->Attend(request, options);
+    if (!result.ok()) return result.status();
+    const client::Timing& t = result->timing;
+    *time = ServerTime{.receive = t.receive,
+                       .queue = t.queue,
+                       .upload = t.upload,
+                       .kernel = t.kernel,
+                       .download = t.download,
+                       .rest = t.compute - t.upload - t.kernel - t.download,
+                       .send = t.send};
+    return absl::OkStatus();
   }
 
  private:

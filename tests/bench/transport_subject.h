@@ -6,12 +6,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 
 namespace flashbias::bench {
@@ -32,11 +34,27 @@ inline constexpr int64_t kHeads = 50;
 inline constexpr int64_t kHeadDim = 32;
 inline constexpr int64_t kTensorBytesPerToken = kHeads * kHeadDim * 2;
 
+// Where the server says that a call's time went, from the request's arrival to the answer's
+// departure.
+struct ServerTime {
+  absl::Duration receive = {};  // reading the message, the copy of its tensors included
+  absl::Duration queue = {};
+  absl::Duration upload = {};
+  absl::Duration kernel = {};
+  absl::Duration download = {};
+  absl::Duration rest = {};  // of the batch on the backend, neither copies nor kernels
+  absl::Duration send = {};
+
+  // What the service adds to copies and kernels.
+  absl::Duration own() const { return queue + rest + send; }
+};
+
 class TransportSubject {
  public:
   virtual ~TransportSubject() = default;
-  // Sends q, k and v and has o in the caller's memory when it returns.
-  virtual absl::Status Call(int lane) = 0;
+  // Sends q, k and v and has o in the caller's memory when it returns. Fills `time` where the
+  // subject is one that tells.
+  virtual absl::Status Call(int lane, std::optional<ServerTime>* time) = 0;
 };
 
 // The service and the client library, with a backend that computes nothing.

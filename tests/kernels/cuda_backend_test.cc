@@ -194,6 +194,58 @@ TEST_F(CudaBackendTest, PinnedTensorsGoDirectly) {
                           StartsWith("download"), StartsWith("download")));
 }
 
+// So do those in registered memory: here, q at its very end, and o.
+TEST_F(CudaBackendTest, RegisteredTensorsGoDirectly) {
+  Start();
+  const AttentionCase c = Small();
+  const OwnedProblem owned = Materialise(c);
+  AttentionProblem problem = owned.problem();
+  const size_t bytes = owned.q_elements() * sizeof(uint16_t);
+  std::vector<char> memory(3 * bytes);
+  char* const q = memory.data() + 2 * bytes;
+  std::memcpy(q, problem.q, bytes);
+  problem.q = q;
+  problem.o = memory.data();
+  {
+    const auto registration = pool_->Register(memory.data(), memory.size());
+    ASSERT_TRUE(registration.ok()) << registration.status();
+    EXPECT_EQ(backend_->usage().registered_bytes, static_cast<int64_t>(3 * bytes));
+    Flight flight(*backend_, {problem});
+    ASSERT_TRUE(flight.Wait().ok()) << flight.Wait();
+  }
+  EXPECT_EQ(backend_->usage().registered_bytes, 0);
+  EXPECT_EQ(std::string(memory.data(), bytes), ReferenceBytes(c).substr(0, bytes));
+  // q, k and v together, plan; lse, tile counts, o.
+  EXPECT_THAT(History(),
+              ElementsAre(StartsWith("upload"), StartsWith("upload"), StartsWith("upload"),
+                          StartsWith("kernel"), StartsWith("download"), StartsWith("download"),
+                          StartsWith("download")));
+}
+
+// One that only begins in registered memory is gathered: the device would refuse the copy.
+TEST_F(CudaBackendTest, TensorsThatCrossTheBorderOfRegisteredMemoryAreGathered) {
+  Start();
+  const AttentionCase c = Small();
+  const OwnedProblem owned = Materialise(c);
+  AttentionProblem problem = owned.problem();
+  const size_t bytes = owned.q_elements() * sizeof(uint16_t);
+  std::vector<char> memory(2 * bytes);
+  char* const q = memory.data();
+  std::memcpy(q, problem.q, bytes);
+  problem.q = q;
+  problem.o = memory.data() + bytes;
+  const auto first = pool_->Register(memory.data(), bytes - 1);
+  const auto second = pool_->Register(memory.data() + bytes + 1, bytes - 1);
+  ASSERT_TRUE(first.ok() && second.ok());
+  Flight flight(*backend_, {problem});
+  ASSERT_TRUE(flight.Wait().ok()) << flight.Wait();
+  EXPECT_EQ(std::string(memory.data() + bytes, bytes), ReferenceBytes(c).substr(0, bytes));
+  // All tensors together, plan; results and tile counts together.
+  EXPECT_THAT(History(),
+              ElementsAre(StartsWith("upload"), StartsWith("upload"), StartsWith("kernel"),
+                          StartsWith("download"), StartsWith("download")));
+}
+
 TEST_F(CudaBackendTest, SmallTensorsTravelTogether) {
   CudaBackendOptions options = Options();
   options.direct_copy_bytes = kMiB;

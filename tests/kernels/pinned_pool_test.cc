@@ -132,6 +132,72 @@ TEST_F(PinnedPoolTest, WhereTheSystemHasNoMoreTheNextDeviceIsAsked) {
   EXPECT_EQ(second->live_objects(), 0);
 }
 
+TEST_F(PinnedPoolTest, RegisteredMemoryIsAsGoodAsItsOwnWhileTheHandleLives) {
+  Make(kMiB);
+  std::vector<char> memory(3 * kMiB);
+  std::vector<char> other(kMiB);
+  absl::StatusOr<HostRegistration> registration = pool_->Register(memory.data(), memory.size());
+  ASSERT_TRUE(registration.ok()) << registration.status();
+  absl::StatusOr<HostRegistration> second = pool_->Register(other.data(), other.size());
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(device_->registered_bytes(), 4 * kMiB);
+  EXPECT_EQ(pool_->usage().registered_bytes, 4 * kMiB);
+  EXPECT_TRUE(pool_->Contains(memory.data() + kMiB, 2 * kMiB));
+  EXPECT_FALSE(pool_->Contains(memory.data() + kMiB, 2 * kMiB + 1)) << "reaches beyond it";
+  EXPECT_FALSE(pool_->Contains(memory.data() - 1, 2));
+  EXPECT_EQ(pool_->usage().size_bytes, 0) << "the bound is for the pool's own";
+  {
+    const HostRegistration moved = *std::move(registration);
+    EXPECT_TRUE(pool_->Contains(memory.data(), 1));
+  }
+  EXPECT_FALSE(pool_->Contains(memory.data(), 1));
+  EXPECT_TRUE(pool_->Contains(other.data(), kMiB));
+  EXPECT_EQ(device_->registered_bytes(), kMiB);
+  second = HostRegistration();
+  EXPECT_EQ(device_->registered_bytes(), 0);
+  EXPECT_EQ(pool_->usage().registered_bytes, 0);
+}
+
+TEST_F(PinnedPoolTest, WhatCannotBeRegisteredChangesNothing) {
+  const auto second = std::make_shared<FakeDevice>();
+  pool_ = std::make_unique<PinnedPool>(std::vector<std::shared_ptr<DeviceApi>>{device_, second},
+                                       8 * kMiB);
+  std::vector<char> memory(kMiB);
+  for (FakeDevice* const device : {device_.get(), second.get()}) {
+    device->FailNext(FakeDevice::Call::kRegisterHost, kOutOfMemory, /*sticky=*/false);
+  }
+  const absl::Status refused = pool_->Register(memory.data(), memory.size()).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("cannot register 1048576 bytes of host memory: fakeError2"));
+  EXPECT_FALSE(pool_->Contains(memory.data(), 1));
+  EXPECT_EQ(pool_->usage().registered_bytes, 0);
+
+  device_->FailNext(FakeDevice::Call::kRegisterHost, 700, /*sticky=*/true);
+  {
+    const absl::StatusOr<HostRegistration> registration =
+        pool_->Register(memory.data(), memory.size());
+    EXPECT_TRUE(registration.ok()) << registration.status();
+    EXPECT_EQ(second->registered_bytes(), kMiB) << "the next device is asked";
+  }
+  EXPECT_EQ(second->registered_bytes(), 0) << "and told when it ends";
+  pool_.reset();
+  EXPECT_EQ(second->live_objects(), 0);
+}
+
+TEST_F(PinnedPoolTest, ARegistrationKeepsASharedPoolAlive) {
+  std::vector<char> memory(kMiB);
+  auto pool = std::make_shared<PinnedPool>(std::vector<std::shared_ptr<DeviceApi>>{device_}, kMiB);
+  const std::weak_ptr<PinnedPool> watched = pool;
+  absl::StatusOr<HostRegistration> registration = pool->Register(memory.data(), memory.size());
+  ASSERT_TRUE(registration.ok());
+  pool = nullptr;
+  EXPECT_EQ(device_->registered_bytes(), kMiB);
+  registration = HostRegistration();
+  EXPECT_EQ(device_->registered_bytes(), 0);
+  EXPECT_TRUE(watched.expired());
+}
+
 TEST_F(PinnedPoolTest, ManyThreads) {
   Make(32 * kMiB);
   std::vector<std::thread> threads;

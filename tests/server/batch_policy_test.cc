@@ -11,6 +11,7 @@ const absl::Time kT0 = absl::FromUnixSeconds(1000);
 constexpr BatchLimits kLimits = {.max_work = 100,
                                  .max_bytes = 1000,
                                  .max_requests = 4,
+                                 .worthwhile_bytes = 500,
                                  .max_queue_delay = absl::Milliseconds(5)};
 
 struct Case {
@@ -54,7 +55,11 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"IdleTakesOneAtOnce", Group(1, 1, 1), kIdleBackend, absl::ZeroDuration(),
              Cut(CutReason::kIdle)},
         Case{"BusyWaitsForCompany", Group(1, 1, 1), kBusy, absl::ZeroDuration(), Wait(kDue)},
-        Case{"BusyWaitsUntilJustBefore", Group(3, 99, 999), kBusy,
+        Case{"BusyTakesWhatIsWorthwhile", Group(1, 1, 500), kBusy, absl::ZeroDuration(),
+             Cut(CutReason::kWorthwhile)},
+        Case{"WorthwhileButNoSlot", Group(1, 1, 999), kNoSlot, absl::ZeroDuration(),
+             Wait(absl::InfiniteFuture())},
+        Case{"BusyWaitsUntilJustBefore", Group(3, 99, 499), kBusy,
              absl::Milliseconds(5) - absl::Nanoseconds(1), Wait(kDue)},
         Case{"Timed", Group(1, 1, 1), kBusy, absl::Milliseconds(5), Cut(CutReason::kTimed)},
         Case{"FullByWork", Group(2, 100, 1), kBusy, absl::ZeroDuration(), Cut(CutReason::kFull)},

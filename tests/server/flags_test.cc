@@ -60,6 +60,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("max_batch_work", "7");
   Set("max_batch_bytes", "8");
   Set("max_batch_requests", "9");
+  Set("worthwhile_batch_bytes", "10");
   Set("max_message_bytes", "1025");
   Set("max_stream_bytes", "11000000");
   Set("max_sequences", "11");
@@ -95,6 +96,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_EQ(server.scheduler.batch.max_work, 7);
   EXPECT_EQ(server.scheduler.batch.max_bytes, 8);
   EXPECT_EQ(server.scheduler.batch.max_requests, 9);
+  EXPECT_EQ(server.scheduler.batch.worthwhile_bytes, 10);
   EXPECT_EQ(server.max_message_bytes, 1025);
   EXPECT_EQ(server.max_stream_bytes, 11000000);
   EXPECT_EQ(server.max_sequences, 11);

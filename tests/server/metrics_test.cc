@@ -149,7 +149,8 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
        .usage = {.device_memory_used_bytes = 11,
                  .device_memory_size_bytes = 12,
                  .pinned_used_bytes = 13,
-                 .pinned_size_bytes = 14}},
+                 .pinned_size_bytes = 14,
+                 .registered_bytes = 15}},
       {.label = "1", .usage = {.pinned_used_bytes = 13, .pinned_size_bytes = 14}}};
   metrics.WatchDevices([&] { return readings; });
   std::string text = metrics.Serialize();
@@ -157,7 +158,8 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
        {"flashbias_device_healthy{device=\"0\"} 1", "flashbias_device_healthy{device=\"1\"} 1",
         "flashbias_device_memory_used_bytes{device=\"0\"} 11",
         "flashbias_device_memory_size_bytes{device=\"0\"} 12",
-        "flashbias_pinned_pool_used_bytes 13", "flashbias_pinned_pool_size_bytes 14"}) {
+        "flashbias_pinned_pool_used_bytes 13", "flashbias_pinned_pool_size_bytes 14",
+        "flashbias_registered_bytes 15"}) {
     EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
   }
   EXPECT_THAT(text, Not(HasSubstr("cuda_errors_total{")));
@@ -166,13 +168,14 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
   readings[0].usage.errors = {{"cudaErrorMemoryAllocation", 2}};
   readings[1].usage.errors = {{"cudaErrorIllegalAddress", 1}, {"cudaErrorMemoryAllocation", 1}};
   readings[0].usage.pinned_used_bytes = 0;
+  readings[0].usage.registered_bytes = 0;
   for (int scrape = 0; scrape < 2; ++scrape) {
     text = metrics.Serialize();
     for (const char* line :
          {"flashbias_device_healthy{device=\"0\"} 1", "flashbias_device_healthy{device=\"1\"} 0",
           "flashbias_cuda_errors_total{code=\"cudaErrorMemoryAllocation\"} 3",
           "flashbias_cuda_errors_total{code=\"cudaErrorIllegalAddress\"} 1",
-          "flashbias_pinned_pool_used_bytes 0"}) {
+          "flashbias_pinned_pool_used_bytes 0", "flashbias_registered_bytes 0"}) {
       EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
     }
   }
@@ -181,11 +184,12 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
 TEST(MetricsTest, RegionsAreReadAtEveryScrape) {
   Metrics metrics("1", "cpu");
   EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_shm_regions 0\n"));
-  RegionUsage usage = {.regions = 2, .bytes = 8192};
+  RegionUsage usage = {.regions = 2, .bytes = 8192, .unregistered = 1};
   metrics.WatchRegions([&] { return usage; });
   std::string text = metrics.Serialize();
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_regions 2\n"));
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_region_bytes 8192\n"));
+  EXPECT_THAT(text, HasSubstr("\nflashbias_shm_unregistered_regions 1\n"));
   usage = {};
   text = metrics.Serialize();
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_regions 0\n"));

@@ -79,6 +79,8 @@ INSTANTIATE_TEST_SUITE_P(
              [](auto* o) { o->scheduler.batch.max_queue_delay = absl::InfiniteDuration(); }},
         Case{"max_batch_work is -5", [](auto* o) { o->scheduler.batch.max_work = -5; }},
         Case{"max_batch_bytes is 0", [](auto* o) { o->scheduler.batch.max_bytes = 0; }},
+        Case{"worthwhile_batch_bytes is 0",
+             [](auto* o) { o->scheduler.batch.worthwhile_bytes = 0; }},
         Case{"max_batch_requests is 0", [](auto* o) { o->scheduler.batch.max_requests = 0; }},
         Case{"max_message_bytes is 2147483648",
              [](auto* o) { o->max_message_bytes = int64_t{1} << 31; }},

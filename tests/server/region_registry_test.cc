@@ -11,8 +11,10 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "kernels/heap_allocator.h"
 #include "tests/support/process_usage.h"
 
 namespace flashbias::server {
@@ -50,6 +52,63 @@ TEST(RegionRegistryTest, ARegionIsSealedMemoryThatBothEndsSee) {
   // A hole is refilled with zeroes.
   ASSERT_EQ(fallocate(made->fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2 * kPage), 0);
   EXPECT_EQ(region->data()[4990], 0);
+}
+
+// Takes part of what is registered down, and touches it when that ends.
+class RecordingAllocator final : public HeapAllocator {
+ public:
+  absl::StatusOr<HostRegistration> Register(void* data, size_t bytes) override {
+    if (fails) return absl::ResourceExhaustedError("no more pages can be locked");
+    registered.emplace_back(static_cast<const char*>(data), bytes);
+    return MakeRegistration(data);
+  }
+
+  std::vector<std::pair<const char*, size_t>> registered;
+  std::string last_bytes;  // of what was unregistered: it was mapped still
+  bool fails = false;
+
+ private:
+  void Unregister(void* data) override {
+    for (const auto& [begin, size] : registered) {
+      if (begin == data) last_bytes.push_back(begin[size - 1]);
+    }
+    std::erase_if(registered, [data](const auto& range) { return range.first == data; });
+  }
+};
+
+TEST(RegionRegistryTest, ARegionIsRegisteredUntilItsLastHolderLetsGo) {
+  RecordingAllocator allocator;
+  auto registry = std::make_unique<RegionRegistry>(Limits(), &allocator);
+  const auto made = registry->Make(kPeer, 5000);
+  ASSERT_TRUE(made.ok()) << made.status();
+  std::shared_ptr<const Region> held = registry->Find(made->id);
+  ASSERT_NE(held, nullptr);
+  EXPECT_THAT(allocator.registered, testing::ElementsAre(testing::Pair(held->data(), 5000u)));
+  held->data()[4999] = 'x';
+  registry->Withdraw(made->id);
+  registry = nullptr;
+  EXPECT_EQ(allocator.registered.size(), 1u) << "a request uses it still";
+  held = nullptr;
+  EXPECT_TRUE(allocator.registered.empty());
+  EXPECT_EQ(allocator.last_bytes, "x");
+}
+
+TEST(RegionRegistryTest, ARegionThatCannotBeRegisteredWorksAndIsCounted) {
+  RecordingAllocator allocator;
+  RegionRegistry registry(Limits(), &allocator);
+  const auto good = registry.Make(kPeer, 100);
+  allocator.fails = true;
+  const auto bad = registry.Make(kPeer, 100);
+  const auto also_bad = registry.Make(kPeer, 100);
+  ASSERT_TRUE(good.ok() && bad.ok() && also_bad.ok());
+  EXPECT_EQ(registry.usage().regions, 3);
+  EXPECT_EQ(registry.usage().unregistered, 2);
+  registry.Find(bad->id)->data()[99] = 'x';
+  registry.Withdraw(good->id);
+  EXPECT_EQ(registry.usage().unregistered, 2);
+  registry.Withdraw(bad->id);
+  registry.Withdraw(also_bad->id);
+  EXPECT_EQ(registry.usage().unregistered, 0);
 }
 
 TEST(RegionRegistryTest, IdsDoNotRepeatAndCannotBeGuessedFromEachOther) {

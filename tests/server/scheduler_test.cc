@@ -601,6 +601,41 @@ TEST_F(SchedulerTest, BatchMetrics) {
   FINISH_RUNS();
 }
 
+TEST_F(SchedulerTest, StartsAtOnceWithoutAPoll) {
+  SchedulerOptions options = Options();
+  options.start_at_once = true;
+  Start(1, options);
+  Submit("a");
+  EXPECT_EQ(backend_->runs_in_flight(), 1) << "the slot was free";
+  Submit("b");
+  EXPECT_EQ(backend_->runs_in_flight(), 1);
+  backend_->EndRun();
+  EXPECT_EQ(CodeOf("a"), "OK");
+  EXPECT_EQ(backend_->runs_in_flight(), 0) << "what waits is left to Poll";
+  Poll();
+  EXPECT_EQ(backend_->runs_in_flight(), 1);
+  FINISH_RUNS();
+}
+
+TEST_F(SchedulerTest, WhoeverEnqueuesLeavesALongQueueToOthers) {
+  SchedulerOptions options = Options();
+  options.start_at_once = true;
+  Start(16, options);
+  Submit("first");  // from now on the backend is busy, and others wait for company
+  for (const DType dtype : {DType::kFloat16, DType::kFloat32}) {
+    for (const int head_dim : {32, 64, 128}) {
+      Submit(absl::StrCat(dtype, head_dim), {.dtype = dtype, .head_dim = head_dim});
+    }
+  }
+  EXPECT_EQ(backend_->runs_in_flight(), 1);
+  clock_.Advance(absl::Milliseconds(5));
+  Submit("late", {.bias = BiasKind::kAlibi});
+  EXPECT_EQ(backend_->runs_in_flight(), 5) << "four of the six that are due";
+  Poll();
+  EXPECT_EQ(backend_->runs_in_flight(), 7);
+  FINISH_RUNS();
+}
+
 TEST_F(SchedulerTest, OptionsOutOfRangeAreNamed) {
   const auto error_of = [&](const SchedulerOptions& options) {
     const auto made = Scheduler::Create(options, &clock_, nullptr, &metrics_);
@@ -628,13 +663,18 @@ TEST_F(SchedulerTest, OptionsOutOfRangeAreNamed) {
 
 // With the real thread and many callers: everything is answered, whatever they do. The clock is the
 // system's, because the thread sleeps by it.
-TEST_F(SchedulerTest, ThreadedCallersAndCancellers) {
+class ThreadedSchedulerTest : public SchedulerTest, public testing::WithParamInterface<bool> {};
+
+INSTANTIATE_TEST_SUITE_P(StartAtOnce, ThreadedSchedulerTest, testing::Bool());
+
+TEST_P(ThreadedSchedulerTest, CallersAndCancellers) {
   const SystemClock clock;
   PuppetBackend backend(2);
   backend.set_automatic(true);
   Dispatcher dispatcher(std::vector<AttentionBackend*>{&backend}, &clock, &metrics_);
   SchedulerOptions options = Options();
   options.max_queue_requests = 64;
+  options.start_at_once = GetParam();
   auto scheduler = *Scheduler::Create(options, &clock, &dispatcher, &metrics_);
   std::atomic<int> answered = 0;
   constexpr int kThreads = 4;

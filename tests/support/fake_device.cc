@@ -16,7 +16,8 @@
 namespace flashbias::support {
 namespace {
 
-constexpr cuda::ErrorCode kInvalidHandle = 400;  // cudaErrorInvalidResourceHandle
+constexpr cuda::ErrorCode kInvalidHandle = 400;      // cudaErrorInvalidResourceHandle
+constexpr cuda::ErrorCode kAlreadyRegistered = 712;  // cudaErrorHostMemoryAlreadyRegistered
 
 // As CUDA's, of this thread.
 thread_local const FakeDevice* current_device = nullptr;
@@ -35,6 +36,13 @@ bool Holds(const std::map<uintptr_t, size_t>& live, const void* data, size_t byt
   if (next == live.begin()) return false;
   --next;
   return address - next->first + bytes <= next->second;
+}
+
+// Whether any of the bytes lies in there.
+bool Touches(const std::map<uintptr_t, size_t>& live, const void* data, size_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  auto next = live.lower_bound(address + bytes);
+  return next != live.begin() && std::prev(next)->first + std::prev(next)->second > address;
 }
 
 }  // namespace
@@ -88,7 +96,9 @@ bool FakeDevice::WaitForHistory(const std::string& what, size_t count) const {
 
 int FakeDevice::live_objects() const {
   absl::MutexLock lock(&mutex_);
-  return static_cast<int>(device_memory_.size() + pinned_memory_.size()) + streams_and_events_;
+  return static_cast<int>(device_memory_.size() + pinned_memory_.size() +
+                          registered_memory_.size()) +
+         streams_and_events_;
 }
 
 int FakeDevice::pinned_calls() const {
@@ -112,6 +122,13 @@ size_t FakeDevice::pinned_bytes() const {
   absl::MutexLock lock(&mutex_);
   size_t bytes = 0;
   for (const auto& [address, size] : pinned_memory_) bytes += size;
+  return bytes;
+}
+
+size_t FakeDevice::registered_bytes() const {
+  absl::MutexLock lock(&mutex_);
+  size_t bytes = 0;
+  for (const auto& [address, size] : registered_memory_) bytes += size;
   return bytes;
 }
 
@@ -176,6 +193,20 @@ void FakeDevice::FreePinned(void* memory) {
   ::operator delete(memory, kAlignment);
 }
 
+ErrorCode FakeDevice::RegisterHost(void* memory, size_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  const ErrorCode code = BeginLocked(Call::kRegisterHost);
+  if (code != kSuccess) return code;
+  if (Touches(registered_memory_, memory, bytes)) return kAlreadyRegistered;
+  registered_memory_.emplace(reinterpret_cast<uintptr_t>(memory), bytes);
+  return kSuccess;
+}
+
+void FakeDevice::UnregisterHost(void* memory) {
+  absl::MutexLock lock(&mutex_);
+  registered_memory_.erase(reinterpret_cast<uintptr_t>(memory));
+}
+
 ErrorCode FakeDevice::CreateStream(cuda::Stream** stream) {
   auto* const fake = new FakeStream;
   {
@@ -222,8 +253,11 @@ ErrorCode FakeDevice::Copy(void* to, const void* from, size_t bytes, CopyKind ki
     const ErrorCode code = BeginLocked(Call::kCopy);
     if (code != kSuccess) return code;
     constexpr ErrorCode kInvalidValue = 1;
+    const void* const host = up ? from : to;
     if (!Holds(device_memory_, up ? to : from, bytes)) return kInvalidValue;
-    pinned = Holds(pinned_memory_, up ? from : to, bytes);
+    const bool registered = Holds(registered_memory_, host, bytes);
+    if (!registered && Touches(registered_memory_, host, bytes)) return kInvalidValue;
+    pinned = registered || Holds(pinned_memory_, host, bytes);
     Push(fake, [this, to, from, bytes, up, number = fake->number] {
       std::memcpy(to, from, bytes);
       absl::MutexLock done(&mutex_);

@@ -3,8 +3,9 @@
 //
 // Every stream is a thread that does its operations in order, so copies and kernels really happen
 // later and beside each other: AddressSanitizer and ThreadSanitizer see memory that is given back
-// too early. Copies from and to memory that is not pinned wait, as the CUDA runtime's may. A test
-// can hold the kernels, let calls fail, break the device, and see what was left behind.
+// too early. Copies from and to memory that is neither pinned nor registered wait, as the CUDA
+// runtime's may; one that crosses the border of registered memory fails, as there. A test can hold
+// the kernels, let calls fail, break the device, and see what was left behind.
 //
 // Thread-safe. The device must outlive what was made with it.
 #ifndef FLASHBIAS_TESTS_SUPPORT_FAKE_DEVICE_H_
@@ -30,7 +31,16 @@ namespace flashbias::support {
 class FakeDevice final : public cuda::DeviceApi {
  public:
   // What a test can let fail. kKernel: on the device, after the launch was accepted.
-  enum class Call { kUse, kAllocateDevice, kAllocatePinned, kCopy, kRecord, kLaunch, kKernel };
+  enum class Call {
+    kUse,
+    kAllocateDevice,
+    kAllocatePinned,
+    kRegisterHost,
+    kCopy,
+    kRecord,
+    kLaunch,
+    kKernel
+  };
 
   explicit FakeDevice(size_t memory_bytes = size_t{1} << 30) : memory_bytes_(memory_bytes) {}
   FakeDevice(const FakeDevice&) = delete;
@@ -49,13 +59,14 @@ class FakeDevice final : public cuda::DeviceApi {
   std::vector<std::string> history() const;
   // Whether so many entries of history begin with `what` within ten seconds.
   bool WaitForHistory(const std::string& what, size_t count) const;
-  // Allocations, streams and events that were not given back.
+  // Allocations, registrations, streams and events that were not given back.
   int live_objects() const;
   // AllocatePinned and FreePinned, AllocateDevice and FreeDevice so far.
   int pinned_calls() const;
   int device_calls() const;
   size_t device_bytes() const;
   size_t pinned_bytes() const;
+  size_t registered_bytes() const;
 
   cuda::ErrorCode Use() override;
   cuda::ErrorCode FreeMemory(size_t* bytes) override;
@@ -63,6 +74,8 @@ class FakeDevice final : public cuda::DeviceApi {
   void FreeDevice(void* memory) override;
   cuda::ErrorCode AllocatePinned(size_t bytes, void** memory) override;
   void FreePinned(void* memory) override;
+  cuda::ErrorCode RegisterHost(void* memory, size_t bytes) override;
+  void UnregisterHost(void* memory) override;
   cuda::ErrorCode CreateStream(cuda::Stream** stream) override;
   void DestroyStream(cuda::Stream* stream) override;
   cuda::ErrorCode CreateEvent(cuda::Event** event) override;
@@ -107,6 +120,7 @@ class FakeDevice final : public cuda::DeviceApi {
   std::vector<std::string> history_ ABSL_GUARDED_BY(mutex_);
   std::map<uintptr_t, size_t> device_memory_ ABSL_GUARDED_BY(mutex_);
   std::map<uintptr_t, size_t> pinned_memory_ ABSL_GUARDED_BY(mutex_);
+  std::map<uintptr_t, size_t> registered_memory_ ABSL_GUARDED_BY(mutex_);
   int next_stream_ ABSL_GUARDED_BY(mutex_) = 0;
   int streams_and_events_ ABSL_GUARDED_BY(mutex_) = 0;
   int pinned_calls_ ABSL_GUARDED_BY(mutex_) = 0;
