@@ -20,11 +20,12 @@ constexpr size_t kPieceBytes = size_t{2} << 20;
 constexpr size_t kQuickGatheredBytes = size_t{128} << 10;
 
 // No number of tiles.
-constexpr uint64_t kNotCounted = std::numeric_limits<uint64_t>::max();
+constexpr unsigned long long kNotCounted = std::numeric_limits<unsigned long long>::max();
 
 // Whether the device has written the counts. It may be doing so: ThreadSanitizer must not look.
-ABSL_ATTRIBUTE_NO_SANITIZE_THREAD bool HasArrived(const TileCounts* counts) {
-  return *static_cast<const volatile uint64_t*>(&counts->skipped) != kNotCounted;
+ABSL_ATTRIBUTE_NO_SANITIZE_THREAD ABSL_ATTRIBUTE_NOINLINE bool HasArrived(
+    const TileCounts* counts) {
+  return *static_cast<const volatile unsigned long long*>(&counts->skipped) != kNotCounted;
 }
 
 }  // namespace
