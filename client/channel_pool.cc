@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "grpc/grpc.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -27,6 +28,9 @@ void ChannelPool::Lease::Release() {
 }
 
 ChannelPool::ChannelPool(const Options& options) {
+  // gRPC shuts down with its last object, which may wait ten seconds for a poller with nothing left
+  // to poll. A process that has called once keeps it.
+  [[maybe_unused]] static const bool kept = (grpc_init(), true);
   grpc::ChannelArguments arguments;
   arguments.SetMaxSendMessageSize(options.max_message_bytes);
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);

@@ -15,6 +15,7 @@ constexpr int kMaxSlots = 16;
 constexpr size_t kQuickProblems = 8;
 constexpr size_t kQuickSequences = 16;            // of a problem
 constexpr int64_t kQuickRows = int64_t{1} << 20;  // of all heads together
+constexpr int kMaxRunsAtOnce = 4;
 
 bool IsQuickToPlan(absl::Span<const AttentionProblem> problems) {
   if (problems.size() > kQuickProblems) return false;
@@ -122,40 +123,47 @@ BackendUsage CudaBackend::usage() const {
 
 void CudaBackend::Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
                       Done done) {
-  PendingRun run{.problems = problems, .stats = stats, .done = std::move(done)};
-  if (IsQuickToPlan(problems) && BeginHere(&run)) return;
-  absl::MutexLock lock(&mutex_);
-  pending_.push_back(std::move(run));
-}
-
-bool CudaBackend::BeginHere(PendingRun* run) {
-  Slot* slot = nullptr;
+  const bool quick = IsQuickToPlan(problems);
+  BegunRun next;
   {
     absl::MutexLock lock(&mutex_);
-    if (!pending_.empty() || free_slots_.empty()) return false;
-    slot = free_slots_.back();
-    free_slots_.pop_back();
-    ++beginning_;
+    pending_.push_back({.problems = problems, .stats = stats, .done = std::move(done)});
+    if (!quick || pending_.size() > 1 || !CanBegin()) return;
+    next = TakeLocked();
+    beginning_ = true;
   }
   static_cast<void>(device_->Use());  // as in WorkLoop
-  absl::Status status = Prepare(*run);
-  bool begun = true;
-  if (status.ok()) {
-    begun = BeginQuickly(*slot, *run);
+  // Others may bring runs meanwhile, and leave them to whoever is at it already.
+  for (int runs = 1;; ++runs) {
+    const bool begun = BeginQuickly(&next);
+    absl::MutexLock lock(&mutex_);
+    beginning_ = false;
+    if (begun) {
+      begun_.push_back(std::move(next));
+    } else {
+      pending_.push_front(std::move(next.run));
+      free_slots_.push_back(next.slot);
+    }
+    if (!begun || runs == kMaxRunsAtOnce || !CanBegin() ||
+        !IsQuickToPlan(pending_.front().problems)) {
+      return;
+    }
+    next = TakeLocked();
+    beginning_ = true;
   }
-  absl::MutexLock lock(&mutex_);
-  --beginning_;
-  if (begun) {
-    begun_.push_back({.run = std::move(*run), .slot = slot, .status = std::move(status)});
-  } else {
-    free_slots_.push_back(slot);
-  }
-  return begun;
 }
 
-bool CudaBackend::BeginQuickly(Slot& slot, const PendingRun& run) {
-  const absl::MutexLock turn(&begin_mutex_);
-  return slot.Begin(run.problems, run.stats, Slot::Haste::kOnlyIfQuick);
+CudaBackend::BegunRun CudaBackend::TakeLocked() {
+  BegunRun taken{.run = std::move(pending_.front()), .slot = free_slots_.back(), .status = {}};
+  pending_.pop_front();
+  free_slots_.pop_back();
+  return taken;
+}
+
+bool CudaBackend::BeginQuickly(BegunRun* run) {
+  run->status = Prepare(run->run);
+  return !run->status.ok() ||
+         run->slot->Begin(run->run.problems, run->run.stats, Slot::Haste::kOnlyIfQuick);
 }
 
 void CudaBackend::WorkLoop() {
@@ -170,24 +178,21 @@ void CudaBackend::WorkLoop() {
       if (!begun_.empty()) {
         next = std::move(begun_.front());
         begun_.pop_front();
-      } else if (!pending_.empty()) {
+      } else if (CanBegin()) {
         begun = false;
-        next.run = std::move(pending_.front());
-        pending_.pop_front();
-        next.slot = free_slots_.back();
-        free_slots_.pop_back();
+        next = TakeLocked();
+        beginning_ = true;
       } else {
         return;
       }
     }
-    absl::Status status = std::move(next.status);
     if (!begun) {
-      status = Prepare(next.run);
-      if (status.ok() && !BeginQuickly(*next.slot, next.run)) {
-        next.slot->Begin(next.run.problems, next.run.stats, Slot::Haste::kNone);
-      }
+      begun = BeginQuickly(&next);
+      absl::MutexLock lock(&mutex_);
+      beginning_ = false;
     }
-    if (status.ok()) status = next.slot->End();
+    if (!begun) next.slot->Begin(next.run.problems, next.run.stats, Slot::Haste::kNone);
+    absl::Status status = next.status.ok() ? next.slot->End() : std::move(next.status);
     {
       absl::MutexLock lock(&mutex_);
       free_slots_.push_back(next.slot);

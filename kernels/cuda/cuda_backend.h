@@ -94,15 +94,16 @@ class CudaBackend final : public AttentionBackend {
               std::shared_ptr<PinnedPool> pool, BackendInfo info, size_t max_device_bytes);
 
   void WorkLoop() ABSL_LOCKS_EXCLUDED(mutex_);
-  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !begun_.empty() || (!pending_.empty() && !free_slots_.empty()) ||
-           (stopping_ && pending_.empty() && beginning_ == 0);
+  bool CanBegin() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !beginning_ && !pending_.empty() && !free_slots_.empty();
   }
-  // Begins the run on the calling thread. False, and nothing is changed: a worker should.
-  bool BeginHere(PendingRun* run) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Slot::Begin, where it is quick, one at a time: the driver's calls exclude each other anyway,
-  // and calls of several threads in turns take longer than those of one thread after the other.
-  bool BeginQuickly(Slot& slot, const PendingRun& run) ABSL_LOCKS_EXCLUDED(begin_mutex_);
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !begun_.empty() || CanBegin() || (stopping_ && pending_.empty() && !beginning_);
+  }
+  // Takes the first pending run and a slot. REQUIRES: CanBegin().
+  BegunRun TakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Prepares and begins a run, where it can be begun quickly; false: the rest is to be done.
+  bool BeginQuickly(BegunRun* run);
   // OK: every problem can run, and the stats are reset.
   absl::Status Prepare(const PendingRun& run) const;
 
@@ -116,12 +117,12 @@ class CudaBackend final : public AttentionBackend {
   DeviceArena arena_;
   std::vector<std::unique_ptr<Slot>> slots_;
 
-  absl::Mutex begin_mutex_;
-
   absl::Mutex mutex_;
   std::deque<PendingRun> pending_ ABSL_GUARDED_BY(mutex_);
   std::deque<BegunRun> begun_ ABSL_GUARDED_BY(mutex_);
-  int beginning_ ABSL_GUARDED_BY(mutex_) = 0;  // callers that begin a run of theirs
+  // A thread enqueues runs: one at a time, because the driver's calls exclude each other, and calls
+  // of several threads in turns take longer than those of one thread after the other.
+  bool beginning_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Slot*> free_slots_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 
