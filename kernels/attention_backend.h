@@ -7,6 +7,7 @@
 #define FLASHBIAS_KERNELS_ATTENTION_BACKEND_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
 #include "kernels/host_memory.h"
+#include "kernels/upload_ahead.h"
 
 namespace flashbias {
 
@@ -46,7 +48,7 @@ struct ProblemStats {
 
 // What a backend holds and has met, at one moment.
 struct BackendUsage {
-  int64_t device_memory_used_bytes = 0;  // of runs in flight
+  int64_t device_memory_used_bytes = 0;  // of runs in flight and uploads ahead of them
   int64_t device_memory_size_bytes = 0;  // taken from the device, used or not
   int64_t pinned_used_bytes = 0;         // blocks of host_allocator() that someone holds
   int64_t pinned_size_bytes = 0;         // taken from the system, used or not
@@ -66,6 +68,10 @@ class AttentionBackend {
   // allocator, or is registered with it, reaches the device without another copy. Lives as long as
   // the backend; backends that were made together (kernels/backend_factory.h) share one.
   virtual HostAllocator& host_allocator() = 0;
+
+  // Begins to copy a request's inputs to the device while they arrive in a block of
+  // host_allocator(). Null: there is nothing to gain, or no room. Never waits for runs.
+  virtual std::unique_ptr<UploadAhead> StartUpload(const HostBlock& /*inputs*/) { return nullptr; }
 
   // OK, or why this problem can never run here: RESOURCE_EXHAUSTED naming the sizes. Cheap.
   virtual absl::Status Admit(const AttentionProblem& /*problem*/) const { return absl::OkStatus(); }

@@ -46,6 +46,10 @@ class Dispatcher {
   // OK where every healthy device could run the problem, else what one of them says against it.
   absl::Status Admit(const AttentionProblem& problem) const;
 
+  // To the device that a batch would go to now, which is a guess: where the request's batch goes to
+  // another one, that copies its inputs itself. Null: as AttentionBackend::StartUpload.
+  std::unique_ptr<UploadAhead> StartUpload(const HostBlock& inputs) const;
+
   bool any_healthy() const;
 
   // As Executor's, for all devices.

@@ -44,6 +44,9 @@ class Executor {
   // What the backend says.
   bool healthy() const { return backend_->health().ok(); }
   absl::Status Admit(const AttentionProblem& problem) const { return backend_->Admit(problem); }
+  std::unique_ptr<UploadAhead> StartUpload(const HostBlock& inputs) const {
+    return backend_->StartUpload(inputs);
+  }
 
   // Starts the batch and returns. When it ends the slot is free first, then `slot_freed` is called,
   // then every request is finished: with its result, or, where the backend failed, with INTERNAL,

@@ -30,21 +30,23 @@ size_t TensorBytes(const AttentionProblem& problem) {
 }
 
 TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
-                           const PinnedPool& pool, size_t direct_bytes)
-    : problems_(problems.begin(), problems.end()), offsets_(problems.size()) {
+                           const PinnedPool& pool, size_t direct_bytes, OnDeviceAlready already)
+    : problems_(problems.begin(), problems.end()), places_(problems.size()) {
   enum class Pass : uint8_t { kGatheredInputs, kDirectInputs, kGatheredOutputs, kDirectOutputs };
   const auto place = [&](Pass pass, std::vector<Transfer>& transfers) {
     const bool direct = pass == Pass::kDirectInputs || pass == Pass::kDirectOutputs;
-    const auto add = [&](const void* host, size_t bytes, size_t* offset) {
+    const bool inputs = pass == Pass::kGatheredInputs || pass == Pass::kDirectInputs;
+    const auto add = [&](const void* host, size_t bytes, Place* at) {
       if (bytes == 0) return;
+      if (inputs && (at->elsewhere = already(host, bytes)) != nullptr) return;
       if (direct != (bytes >= direct_bytes && pool.Contains(host, bytes))) return;
-      *offset = device_bytes_;
+      at->offset = device_bytes_;
       if (direct && !transfers.empty()) {
         // Tensors that follow each other in memory as they do on the device are one copy. What
         // lies between two outputs is not ours to write.
         Transfer& last = transfers.back();
         const size_t gap = AlignTensor(last.bytes) - last.bytes;
-        if (last.host + last.bytes + gap == host && (gap == 0 || pass == Pass::kDirectInputs) &&
+        if (last.host + last.bytes + gap == host && (gap == 0 || inputs) &&
             pool.Contains(last.host, last.bytes + gap + bytes)) {
           last.bytes += gap + bytes;
           device_bytes_ += AlignTensor(bytes);
@@ -60,8 +62,8 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
     for (size_t n = 0; n < problems_.size(); ++n) {
       const AttentionProblem& p = *problems_[n];
       const Sizes sizes(p);
-      Offsets& at = offsets_[n];
-      if (pass == Pass::kGatheredInputs || pass == Pass::kDirectInputs) {
+      Places& at = places_[n];
+      if (inputs) {
         add(p.q, sizes.q, &at.q);
         add(p.k, sizes.kv, &at.k);
         add(p.v, sizes.kv, &at.v);
@@ -84,15 +86,15 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
 
 AttentionProblem TransferPlan::OnDevice(size_t n, char* device) const {
   AttentionProblem problem = *problems_[n];
-  const Offsets& at = offsets_[n];
-  problem.q = device + at.q;
-  problem.k = device + at.k;
-  problem.v = device + at.v;
-  problem.o = device + at.o;
-  if (problem.lse != nullptr) problem.lse = reinterpret_cast<float*>(device + at.lse);
+  const Places& at = places_[n];
+  problem.q = at.q.In(device);
+  problem.k = at.k.In(device);
+  problem.v = at.v.In(device);
+  problem.o = at.o.In(device);
+  if (problem.lse != nullptr) problem.lse = reinterpret_cast<float*>(at.lse.In(device));
   if (problem.bias_kind == BiasKind::kLowRank) {
-    problem.low_rank.phi_q = device + at.phi_q;
-    problem.low_rank.phi_k = device + at.phi_k;
+    problem.low_rank.phi_q = at.phi_q.In(device);
+    problem.low_rank.phi_k = at.phi_k.In(device);
   }
   return problem;
 }
