@@ -88,6 +88,17 @@ class AttentionClient::Impl {
   const Options& options() const { return options_; }
   const std::shared_ptr<RegionMap>& regions() const { return regions_; }
 
+  // Of the server's socket. INVALID_ARGUMENT: the target is none.
+  absl::StatusOr<std::string> UnixPath() const {
+    absl::string_view path = options_.target;
+    if (!absl::ConsumePrefix(&path, "unix:")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("target is '", options_.target, "'; accepted for shared memory: unix:PATH"));
+    }
+    absl::ConsumePrefix(&path, "//");
+    return std::string(path);
+  }
+
   // Makes the attempts; `done` runs once, before the call counts as ended.
   void Call(const CallOptions& options, RetryingCall::StartRpc start_rpc,
             RetryingCall::MemoryIsFree memory_is_free, RetryingCall::Done done,
@@ -221,7 +232,9 @@ absl::StatusOr<AttendResult> AttentionClient::Attend(const AttendRequest& reques
 
 void AttentionClient::AttendAsync(const AttendRequest& request, const CallOptions& options,
                                   AttendCallback callback) {
-  const absl::StatusOr<RequestSummary> summary = SummarizeRequest(request);
+  absl::Status readable = CheckSlopesOnHost(request, *impl_->regions());
+  const absl::StatusOr<RequestSummary> summary =
+      readable.ok() ? SummarizeRequest(request) : std::move(readable);
   if (!summary.ok()) {
     std::move(callback)(summary.status());
     return;
@@ -232,11 +245,18 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   }
   // Sizes are checked before anything is made, and once more when the encoding is known.
   const int64_t limit = impl_->options().max_message_bytes;
-  const RegionPlacement placement = PlaceTensors(request, options.result, *impl_->regions());
+  absl::StatusOr<RegionPlacement> placed = PlaceTensors(request, options.result, *impl_->regions());
+  if (!placed.ok()) {
+    std::move(callback)(placed.status());
+    return;
+  }
+  const RegionPlacement placement = *std::move(placed);
   const int64_t request_bytes = summary->request_bytes - placement.request_bytes;
   const int64_t response_bytes = summary->response_bytes - placement.response_bytes;
   const int64_t whole = std::min(limit, impl_->options().stream_above_bytes);
-  if (limit >= wire::kMinStreamMessageBytes && std::max(request_bytes, response_bytes) > whole) {
+  // A stream carries all elements, and those on a device cannot be read here.
+  const bool may_stream = limit >= wire::kMinStreamMessageBytes && !placement.on_device;
+  if (may_stream && std::max(request_bytes, response_bytes) > whole) {
     return impl_->Stream(request, *summary, options, std::move(callback));
   }
   absl::Status size = CheckSize("the request", request_bytes, limit);
@@ -250,7 +270,7 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
   if (size.ok()) {
     messages->request = EncodeRequest(request, placement, *messages->loans);
     const auto bytes = static_cast<int64_t>(messages->request.Length());
-    if (bytes > limit && limit >= wire::kMinStreamMessageBytes) {
+    if (bytes > limit && may_stream) {
       return impl_->Stream(request, *summary, options, std::move(callback));
     }
     size = CheckSize("the request", bytes, limit);
@@ -282,14 +302,16 @@ void AttentionClient::AttendAsync(const AttendRequest& request, const CallOption
 }
 
 absl::StatusOr<std::unique_ptr<SharedRegion>> AttentionClient::CreateRegion(size_t bytes) {
-  const Options& options = impl_->options();
-  absl::string_view path = options.target;
-  if (!absl::ConsumePrefix(&path, "unix:")) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("target is '", options.target, "'; accepted for shared memory: unix:PATH"));
-  }
-  absl::ConsumePrefix(&path, "//");
-  return SharedRegion::Create(std::string(path), bytes, options.default_timeout, impl_->regions());
+  const absl::StatusOr<std::string> path = impl_->UnixPath();
+  if (!path.ok()) return path.status();
+  return SharedRegion::Create(*path, bytes, impl_->options().default_timeout, impl_->regions());
+}
+
+absl::StatusOr<std::unique_ptr<DeviceRegion>> AttentionClient::RegisterDeviceMemory(
+    const DeviceMemoryView& memory) {
+  const absl::StatusOr<std::string> path = impl_->UnixPath();
+  if (!path.ok()) return path.status();
+  return DeviceRegion::Create(*path, memory, impl_->options().default_timeout, impl_->regions());
 }
 
 absl::StatusOr<ServerInfo> AttentionClient::GetServerInfo(const CallOptions& options) {

@@ -7,7 +7,7 @@
 // last call. Ownership: Attend and AttendAsync read what the request's views point at, without a
 // copy; it must live unchanged until Attend returns or AttendAsync's callback runs, and is no
 // longer read then. The request itself may go at once. For memory in a region see
-// client/shared_region.h.
+// client/shared_region.h, on a GPU client/device_region.h.
 //
 // Large requests and answers are streamed in chunks, with no other difference than this: once the
 // server has accepted one, UNAVAILABLE is final too, and a call that fails may have written a part
@@ -34,6 +34,7 @@
 #include "absl/time/time.h"
 #include "client/attention_types.h"
 #include "client/cancellation.h"
+#include "client/device_region.h"
 #include "client/retry_policy.h"
 #include "client/shared_region.h"
 
@@ -97,6 +98,13 @@ class AttentionClient {
   // default_timeout. INVALID_ARGUMENT: the target is no "unix:PATH", or `bytes` is 0; UNAVAILABLE:
   // nobody answers there or shared memory is off; RESOURCE_EXHAUSTED: a limit, which is named.
   absl::StatusOr<std::unique_ptr<SharedRegion>> CreateRegion(size_t bytes);
+
+  // Memory of this process on a GPU, for the server to use (client/device_region.h). Blocks as
+  // CreateRegion. INVALID_ARGUMENT: the target is no "unix:PATH", or what is wrong with `memory`;
+  // FAILED_PRECONDITION: the server computes on no GPU; UNAVAILABLE and RESOURCE_EXHAUSTED as
+  // there.
+  absl::StatusOr<std::unique_ptr<DeviceRegion>> RegisterDeviceMemory(
+      const DeviceMemoryView& memory);
 
   // What the server is and what it accepts. Blocks; retried as Attend is. Not to be called from a
   // callback.

@@ -92,7 +92,7 @@ struct Timing {
 // Memory of the caller's for an answer, any alignment for o. Empty: the AttendResult owns the
 // tensor; otherwise of exactly its size, and the AttendResult's own is empty. Written in whole when
 // the call succeeds; when it fails, not at all, or in part if the call was streamed or the buffer
-// lies in a region (client/shared_region.h).
+// lies in a region (client/shared_region.h, client/device_region.h).
 struct ResultBuffers {
   absl::Span<char> o = {};     // bytes of [total_q, num_q_heads, head_dim]
   absl::Span<float> lse = {};  // [total_q, num_q_heads]; only with want_lse

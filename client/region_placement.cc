@@ -2,32 +2,80 @@
 
 #include <variant>
 
-namespace flashbias::client {
+#include "absl/strings/str_cat.h"
 
-RegionPlacement PlaceTensors(const AttendRequest& request, const ResultBuffers& buffers,
-                             const RegionMap& regions) {
-  RegionPlacement placement;
-  const auto place = [&](const TensorView& tensor, std::optional<wire::RegionPlace>* to) {
+namespace flashbias::client {
+namespace {
+
+// Finds the places of some tensors; the first error stays.
+class Placer {
+ public:
+  explicit Placer(const RegionMap& regions) : regions_(regions) {}
+
+  std::optional<wire::RegionPlace> Place(const char* name, const void* data, size_t bytes,
+                                         int64_t* placed_bytes) {
+    const std::optional<wire::RegionPlace> place = regions_.Find(data, bytes);
+    if (place.has_value()) {
+      *placed_bytes += static_cast<int64_t>(bytes);
+      on_device_ = on_device_ || regions_.TouchesDevice(data, bytes);
+    } else if (status_.ok() && regions_.TouchesDevice(data, bytes)) {
+      status_ = absl::InvalidArgumentError(
+          absl::StrCat(name, " has ", bytes,
+                       " bytes, of which some lie in a region on a device and some do not; "
+                       "accepted: all or none"));
+    }
+    return place;
+  }
+  std::optional<wire::RegionPlace> Place(const char* name, const TensorView& tensor,
+                                         int64_t* placed_bytes) {
     size_t bytes = SizeOf(tensor.dtype);
     // What lies in memory overflows no product; a size that nothing can have is in no region.
     for (const int64_t extent : tensor.shape) {
-      if (__builtin_mul_overflow(bytes, static_cast<size_t>(extent), &bytes)) return;
+      if (__builtin_mul_overflow(bytes, static_cast<size_t>(extent), &bytes)) return std::nullopt;
     }
-    *to = regions.Find(tensor.data, bytes);
-    if (to->has_value()) placement.request_bytes += static_cast<int64_t>(bytes);
-  };
-  place(request.q, &placement.q);
-  place(request.k, &placement.k);
-  place(request.v, &placement.v);
-  if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
-    place(low_rank->phi_q, &placement.phi_q);
-    place(low_rank->phi_k, &placement.phi_k);
+    return Place(name, tensor.data, bytes, placed_bytes);
   }
-  placement.o = regions.Find(buffers.o.data(), buffers.o.size());
-  if (placement.o.has_value()) placement.response_bytes += static_cast<int64_t>(buffers.o.size());
-  const size_t lse_bytes = buffers.lse.size() * sizeof(float);
-  placement.lse = regions.Find(buffers.lse.data(), lse_bytes);
-  if (placement.lse.has_value()) placement.response_bytes += static_cast<int64_t>(lse_bytes);
+
+  const absl::Status& status() const { return status_; }
+  bool on_device() const { return on_device_; }
+
+ private:
+  const RegionMap& regions_;
+  absl::Status status_;
+  bool on_device_ = false;
+};
+
+}  // namespace
+
+absl::Status CheckSlopesOnHost(const AttendRequest& request, const RegionMap& regions) {
+  const auto* alibi = std::get_if<AlibiSlopes>(&request.bias);
+  if (alibi == nullptr ||
+      !regions.TouchesDevice(alibi->slopes.data(), alibi->slopes.size() * sizeof(float))) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      "alibi.slopes lie in a region on a device; accepted: host memory");
+}
+
+absl::StatusOr<RegionPlacement> PlaceTensors(const AttendRequest& request,
+                                             const ResultBuffers& buffers,
+                                             const RegionMap& regions) {
+  Placer placer(regions);
+  RegionPlacement placement;
+  int64_t* const sent = &placement.request_bytes;
+  placement.q = placer.Place("q", request.q, sent);
+  placement.k = placer.Place("k", request.k, sent);
+  placement.v = placer.Place("v", request.v, sent);
+  if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
+    placement.phi_q = placer.Place("low_rank.phi_q", low_rank->phi_q, sent);
+    placement.phi_k = placer.Place("low_rank.phi_k", low_rank->phi_k, sent);
+  }
+  int64_t* const received = &placement.response_bytes;
+  placement.o = placer.Place("result.o", buffers.o.data(), buffers.o.size(), received);
+  placement.lse =
+      placer.Place("result.lse", buffers.lse.data(), buffers.lse.size() * sizeof(float), received);
+  if (!placer.status().ok()) return placer.status();
+  placement.on_device = placer.on_device();
   return placement;
 }
 

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "client/attention_types.h"
 #include "client/region_map.h"
 #include "client/request_validation.h"
@@ -22,14 +24,20 @@ struct RegionPlacement {
   std::optional<wire::RegionPlace> phi_k = {};
   std::optional<wire::RegionPlace> o = {};
   std::optional<wire::RegionPlace> lse = {};
+  bool on_device = false;  // whether any of these regions is on a device
   // Bytes of tensors that need not be sent, of the request's and of the answer's.
   int64_t request_bytes = 0;
   int64_t response_bytes = 0;
 };
 
+// INVALID_ARGUMENT: the request's slopes lie on a device. To be called before they are read.
+absl::Status CheckSlopesOnHost(const AttendRequest& request, const RegionMap& regions);
+
+// INVALID_ARGUMENT naming the tensor: some of it lies in a region on a device, but not all.
 // REQUIRES: SummarizeRequest(request) and CheckBuffers are OK.
-RegionPlacement PlaceTensors(const AttendRequest& request, const ResultBuffers& buffers,
-                             const RegionMap& regions);
+absl::StatusOr<RegionPlacement> PlaceTensors(const AttendRequest& request,
+                                             const ResultBuffers& buffers,
+                                             const RegionMap& regions);
 
 }  // namespace flashbias::client
 

@@ -2,9 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,8 +10,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/region_connection.h"
 #include "client/region_map.h"
-#include "wire/region_protocol.h"
 #include "wire/unique_fd.h"
 
 namespace flashbias::client {
@@ -21,29 +19,6 @@ namespace {
 
 std::string ErrorText(int error) {
   return std::error_code(error, std::generic_category()).message();
-}
-
-absl::StatusOr<wire::UniqueFd> Connect(const std::string& path, absl::Duration timeout) {
-  if (path.size() >= sizeof(sockaddr_un::sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("the region socket '", path, "' has ",
-                                                   path.size(), " bytes; accepted: at most ",
-                                                   sizeof(sockaddr_un::sun_path) - 1));
-  }
-  wire::UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!socket.valid()) {
-    return absl::ResourceExhaustedError(absl::StrCat("a socket: ", ErrorText(errno)));
-  }
-  if (timeout != absl::InfiniteDuration()) {
-    const timeval limit = absl::ToTimeval(timeout);
-    setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-  }
-  const sockaddr_un address = wire::SocketAddress(path);
-  if (connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return absl::UnavailableError(absl::StrCat("the region socket '", path, "': ", ErrorText(errno),
-                                               " (is the server's shared memory on?)"));
-  }
-  return socket;
 }
 
 // What came must be what the protocol promises, or touching it could end the process.
@@ -64,38 +39,19 @@ absl::StatusOr<std::unique_ptr<SharedRegion>> SharedRegion::Create(const std::st
                                                                    size_t bytes,
                                                                    absl::Duration timeout,
                                                                    std::shared_ptr<RegionMap> map) {
-  absl::StatusOr<wire::UniqueFd> connection =
-      Connect(absl::StrCat(unix_path, wire::kRegionSocketSuffix), timeout);
-  if (!connection.ok()) return connection.status();
-  absl::Status sent =
-      wire::SendPacket(connection->get(), wire::EncodeRegionRequest(bytes), /*fd=*/-1);
-  if (!sent.ok()) return sent;
-  absl::StatusOr<wire::Packet> packet =
-      wire::ReceivePacket(connection->get(), wire::kRegionReplyBytes + wire::kRegionReplyMaxText);
-  if (!packet.ok()) return packet.status();
-  if (packet->bytes.empty()) {
-    return absl::UnavailableError(
-        "the region socket was closed: by a server that shuts down, has too many connections or "
-        "runs as another user");
-  }
-  const absl::StatusOr<wire::RegionReply> reply = wire::DecodeRegionReply(packet->bytes);
-  if (!reply.ok()) return reply.status();
-  if (!reply->status.ok()) return reply->status;
-  if (reply->bytes != bytes || reply->id == 0) {
-    return absl::InternalError(
-        absl::StrCat("the server made a region of ", reply->bytes, " bytes; expected: ", bytes));
-  }
-  absl::Status good = CheckMemory(packet->fd, bytes);
+  absl::StatusOr<GrantedRegion> granted = AskForRegion(unix_path, {.bytes = bytes}, timeout);
+  if (!granted.ok()) return granted.status();
+  absl::Status good = CheckMemory(granted->memory, bytes);
   if (!good.ok()) return good;
   // The pages exist; populated, they cost no fault at first touch.
-  void* const data =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, packet->fd.get(), 0);
+  void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+                          granted->memory.get(), 0);
   if (data == MAP_FAILED) {
     return absl::ResourceExhaustedError(
         absl::StrCat("mapping a region of ", bytes, " bytes: ", ErrorText(errno)));
   }
   return std::unique_ptr<SharedRegion>(new SharedRegion(
-      connection->Release(), static_cast<char*>(data), bytes, reply->id, std::move(map)));
+      granted->connection.Release(), static_cast<char*>(data), bytes, granted->id, std::move(map)));
 }
 
 SharedRegion::SharedRegion(int connection, char* data, size_t size, uint64_t id,

@@ -14,9 +14,12 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
+#include "kernels/device_memory.h"
 #include "kernels/host_memory.h"
 #include "kernels/upload_ahead.h"
 
@@ -72,6 +75,17 @@ class AttentionBackend {
   // Begins to copy a request's inputs to the device while they arrive in a block of
   // host_allocator(). Null: there is nothing to gain, or no room. Never waits for runs.
   virtual std::unique_ptr<UploadAhead> StartUpload(const HostBlock& /*inputs*/) { return nullptr; }
+
+  // Opens `bytes` from `offset` on of an allocation that another process made on this backend's
+  // device. `ipc_handle`: how that process names the allocation, for CUDA the bytes of a
+  // cudaIpcMemHandle_t. INVALID_ARGUMENT: it names nothing that can be opened; NOT_FOUND: it names
+  // memory of another device; OUT_OF_RANGE: the range is not within the allocation, whose size is
+  // named; FAILED_PRECONDITION: this backend has no device memory. May wait for the device.
+  virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenDeviceMemory(
+      absl::Span<const uint8_t> /*ipc_handle*/, uint64_t /*offset*/, uint64_t /*bytes*/) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the ", info().name, " backend has no device memory; accepted: host memory"));
+  }
 
   // OK, or why this problem can never run here: RESOURCE_EXHAUSTED naming the sizes. Cheap.
   virtual absl::Status Admit(const AttentionProblem& /*problem*/) const { return absl::OkStatus(); }

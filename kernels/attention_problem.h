@@ -8,6 +8,8 @@
 // Row r of a sequence's queries stands at position i = query_start + r, row c of its keys at
 // j = key_start + c. Rows whose mask admits no key give o = 0 and lse = -infinity.
 //
+// Pointers are to host memory, but for the tensors in `on_device`.
+//
 // Ownership: nothing is owned; whoever builds a problem keeps every pointer alive until the
 // backend's completion callback has run. Thread-safety: a plain value; `o` and `lse` are written by
 // the backend that runs it, everything else is read only.
@@ -51,6 +53,19 @@ inline bool HasLeftWindow(const Mask& mask) {
   return mask.left_window > 0 && mask.left_window <= 4 * kMaxPosition;
 }
 
+// A set of a problem's tensors.
+using TensorSet = uint8_t;
+inline constexpr TensorSet kTensorQ = 1 << 0;
+inline constexpr TensorSet kTensorK = 1 << 1;
+inline constexpr TensorSet kTensorV = 1 << 2;
+inline constexpr TensorSet kTensorPhiQ = 1 << 3;
+inline constexpr TensorSet kTensorPhiK = 1 << 4;
+inline constexpr TensorSet kTensorO = 1 << 5;
+inline constexpr TensorSet kTensorLse = 1 << 6;
+
+// Of a problem that every device can run.
+inline constexpr int kAnyDevice = -1;
+
 enum class BiasKind : uint8_t { kNone, kAlibi, kLowRank };
 
 // bias[i, j] = -slope[h] * |i - j|, natural-log domain.
@@ -93,6 +108,13 @@ struct AttentionProblem {
 
   void* o = nullptr;     // [total_q, num_q_heads, head_dim], contiguous, any alignment
   float* lse = nullptr;  // [total_q, num_q_heads] fp32, natural log; null: not wanted
+
+  // Tensors that lie in memory of the device (kernels/device_memory.h): it uses them there, and
+  // nothing on the host touches them.
+  TensorSet on_device = 0;
+  // Whose memory that is: the place of the one backend that can run the problem among those made
+  // together. kAnyDevice where on_device is empty.
+  int device = kAnyDevice;
 };
 
 // The slopes of one sequence: fp32 [num_q_heads].

@@ -21,11 +21,12 @@ struct BatchKey {
   DType dtype = DType::kFloat32;
   int padded_head_dim = 0;  // 32, 64 or 128
   BiasKind bias_kind = BiasKind::kNone;
+  int device = kAnyDevice;  // that must run them
 
   friend bool operator==(const BatchKey&, const BatchKey&) = default;
   friend bool operator<(const BatchKey& a, const BatchKey& b) {
-    return std::tie(a.dtype, a.padded_head_dim, a.bias_kind) <
-           std::tie(b.dtype, b.padded_head_dim, b.bias_kind);
+    return std::tie(a.dtype, a.padded_head_dim, a.bias_kind, a.device) <
+           std::tie(b.dtype, b.padded_head_dim, b.bias_kind, b.device);
   }
 };
 

@@ -156,6 +156,8 @@ absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAll
     *pointer = in_region;
     if (in_region == nullptr) inputs.push_back({number, name, bytes, pointer});
   };
+  problem.on_device = regions.on_device;
+  problem.device = regions.device;
   add_input(wire::kStreamQ, "q", valid.q_bytes, regions.q, &problem.q);
   add_input(wire::kStreamK, "k", valid.kv_bytes, regions.k, &problem.k);
   add_input(wire::kStreamV, "v", valid.kv_bytes, regions.v, &problem.v);

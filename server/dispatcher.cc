@@ -46,28 +46,38 @@ Dispatcher::Dispatcher(absl::Span<AttentionBackend* const> backends, const Clock
   }
 }
 
-BackendState Dispatcher::state() const {
+BackendState Dispatcher::state(int device) const {
+  if (device != kAnyDevice) return executors_[static_cast<size_t>(device)]->load().state;
   return Best(executors_,
               [](const Objections& o) { return std::tuple(o.unhealthy, o.full, o.work); })
       .load()
       .state;
 }
 
-void Dispatcher::Run(std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed) {
+Dispatcher::Claim Dispatcher::ClaimSlot(const Batch& batch) {
   // A device may have failed since state() was asked. Slots only come free meanwhile, and the batch
   // must go somewhere: a free slot weighs more than health.
-  Executor& best =
-      Best(executors_, [](const Objections& o) { return std::tuple(o.full, o.unhealthy, o.work); });
-  best.Run(std::move(batch), [this, freed = std::move(slot_freed)]() mutable {
+  const int device = batch.problems()[0].device;
+  Executor& chosen = device != kAnyDevice ? *executors_[static_cast<size_t>(device)]
+                                          : Best(executors_, [](const Objections& o) {
+                                              return std::tuple(o.full, o.unhealthy, o.work);
+                                            });
+  chosen.Claim(batch.work());
+  return Claim(&chosen);
+}
+
+void Dispatcher::Run(Claim claim, std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed) {
+  claim.executor_->Run(std::move(batch), [this, freed = std::move(slot_freed)]() mutable {
     if (none_left_ != nullptr && !any_healthy() && !none_left_called_.exchange(true)) none_left_();
     std::move(freed)();
   });
 }
 
 absl::Status Dispatcher::Admit(const AttentionProblem& problem) const {
-  for (const auto& executor : executors_) {
-    if (!executor->healthy()) continue;
-    absl::Status status = executor->Admit(problem);
+  for (size_t n = 0; n < executors_.size(); ++n) {
+    const bool may_run = problem.device == kAnyDevice || problem.device == static_cast<int>(n);
+    if (!may_run || !executors_[n]->healthy()) continue;
+    absl::Status status = executors_[n]->Admit(problem);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -2,13 +2,15 @@
 //
 // A batch goes to the healthy device with the least work in flight that has a free slot. A device
 // that has turned unhealthy gets no more, unless none is left: then batches go on to it and fail at
-// once, so that every request is answered.
+// once, so that every request is answered. Requests whose tensors lie in a device's memory go to
+// that device, whatever its load and health.
 //
 // Thread-safety: as Executor; state and Run look at the executors one after the other.
 #ifndef FLASHBIAS_SERVER_DISPATCHER_H_
 #define FLASHBIAS_SERVER_DISPATCHER_H_
 
 #include <atomic>
+#include <cstddef>
 #include <memory>
 #include <vector>
 
@@ -28,6 +30,13 @@ namespace flashbias::server {
 class Dispatcher {
  public:
   using NoneLeft = absl::AnyInvocable<void()>;
+  // A slot that waits for the batch it was taken for, which must come.
+  class Claim {
+   private:
+    friend class Dispatcher;
+    explicit Claim(Executor* executor) : executor_(executor) {}
+    Executor* executor_;
+  };
 
   // The backends (at least one), the clock and the metrics must outlive the dispatcher. `none_left`
   // is called once, on a backend's thread and with no mutex held, when a batch has ended and no
@@ -37,19 +46,25 @@ class Dispatcher {
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
 
-  // That of the device which the next batch goes to.
-  BackendState state() const;
+  // That of the device which the next batch with this BatchKey::device goes to.
+  BackendState state(int device = kAnyDevice) const;
 
-  // As Executor::Run. REQUIRES: state() had a free slot; only one thread starts batches.
-  void Run(std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed);
+  // Takes a slot for the batch, on the device that its problems name. REQUIRES: state() of that had
+  // a free slot; only one thread at a time asks and claims.
+  Claim ClaimSlot(const Batch& batch);
 
-  // OK where every healthy device could run the problem, else what one of them says against it.
+  // As Executor::Run, in the slot claimed for the batch.
+  void Run(Claim claim, std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed);
+
+  // OK where every healthy device that may run the problem could, else what one of them says
+  // against it.
   absl::Status Admit(const AttentionProblem& problem) const;
 
   // To the device that a batch would go to now, which is a guess: where the request's batch goes to
   // another one, that copies its inputs itself. Null: as AttentionBackend::StartUpload.
   std::unique_ptr<UploadAhead> StartUpload(const HostBlock& inputs) const;
 
+  size_t num_devices() const { return executors_.size(); }
   bool any_healthy() const;
 
   // As Executor's, for all devices.

@@ -133,6 +133,8 @@ class Source final : public prometheus::Collectable {
       regions_.Set(static_cast<double>(usage.regions));
       region_bytes_.Set(static_cast<double>(usage.bytes));
       unregistered_.Set(static_cast<double>(usage.unregistered));
+      device_regions_.Set(static_cast<double>(usage.device_regions));
+      device_region_bytes_.Set(static_cast<double>(usage.device_bytes));
     }
     if (read_streams_ != nullptr) stream_bytes_.Set(static_cast<double>(read_streams_()));
     return registry_->Collect();
@@ -145,33 +147,32 @@ class Source final : public prometheus::Collectable {
   void WatchStreams(std::function<int64_t()> read) { read_streams_ = std::move(read); }
 
  private:
+  prometheus::Gauge& Gauge(const std::string& name, const std::string& help) {
+    return prometheus::BuildGauge()
+        .Name("flashbias_" + name)
+        .Help(help)
+        .Register(*registry_)
+        .Add({});
+  }
+
   const std::unique_ptr<prometheus::Registry> registry_ = std::make_unique<prometheus::Registry>();
   std::unique_ptr<DeviceMetrics> devices_;
   std::function<RegionUsage()> read_regions_;
-  std::function<int64_t()> read_streams_;
-  prometheus::Gauge& regions_ =
-      prometheus::BuildGauge()
-          .Name("flashbias_shm_regions")
-          .Help("Regions of memory shared with callers, withdrawn ones in use included.")
-          .Register(*registry_)
-          .Add({});
-  prometheus::Gauge& region_bytes_ = prometheus::BuildGauge()
-                                         .Name("flashbias_shm_region_bytes")
-                                         .Help("Memory of these regions.")
-                                         .Register(*registry_)
-                                         .Add({});
+  prometheus::Gauge& regions_ = Gauge(
+      "shm_regions", "Regions of memory shared with callers, withdrawn ones in use included.");
+  prometheus::Gauge& region_bytes_ = Gauge("shm_region_bytes", "Memory of these regions.");
   prometheus::Gauge& unregistered_ =
-      prometheus::BuildGauge()
-          .Name("flashbias_shm_unregistered_regions")
-          .Help("Regions that could not be registered with the devices: used through a copy.")
-          .Register(*registry_)
-          .Add({});
+      Gauge("shm_unregistered_regions",
+            "Regions that could not be registered with the devices: used through a copy.");
+  prometheus::Gauge& device_regions_ =
+      Gauge("device_regions",
+            "Regions of callers' device memory that are open, withdrawn ones in use included.");
+  prometheus::Gauge& device_region_bytes_ =
+      Gauge("device_region_bytes", "Memory of these regions.");
+  std::function<int64_t()> read_streams_;
   prometheus::Gauge& stream_bytes_ =
-      prometheus::BuildGauge()
-          .Name("flashbias_stream_reserved_bytes")
-          .Help("Host memory that streams have reserved, until their answers have left.")
-          .Register(*registry_)
-          .Add({});
+      Gauge("stream_reserved_bytes",
+            "Host memory that streams have reserved, until their answers have left.");
 };
 
 }  // namespace

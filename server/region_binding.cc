@@ -17,12 +17,13 @@ absl::Status Invalid(const Args&... args) {
 // One range of a region, named by the field that names it.
 struct Range {
   const char* name;
-  const Region* region;
+  const char* region;  // where that begins
   uint64_t begin;
   uint64_t end;  // exclusive
 
+  // By addresses: regions of one allocation on a device may overlap.
   bool Overlaps(const Range& other) const {
-    return region == other.region && begin < other.end && other.begin < end;
+    return region + begin < other.region + other.end && other.region + other.begin < region + end;
   }
 };
 
@@ -30,7 +31,8 @@ class Binder {
  public:
   explicit Binder(const RegionRegistry* registry) : registry_(registry) {}
 
-  absl::StatusOr<char*> Bind(const char* name, const wire::RegionPlace& place, int64_t bytes) {
+  absl::StatusOr<char*> Bind(const char* name, TensorSet tensor, const wire::RegionPlace& place,
+                             int64_t bytes) {
     if (registry_ == nullptr) {
       return Invalid(name,
                      ".region_id is set; accepted: only in calls over the server's unix "
@@ -46,27 +48,39 @@ class Binder {
       return Invalid(name, " takes ", size, " bytes from byte ", place.offset,
                      " of its region on; accepted: ranges within its ", region->size(), " bytes");
     }
+    if (region->device() == kAnyDevice) {
+      bytes_ += bytes;
+    } else if (device_ == kAnyDevice || device_ == region->device()) {
+      if (device_ == kAnyDevice) first_on_device_ = name;
+      device_ = region->device();
+      on_device_ |= tensor;
+    } else {
+      return Invalid(name, " lies in memory of another device than ", first_on_device_,
+                     "; accepted: one device in a call");
+    }
     char* const data = region->data() + place.offset;
     // No sum overflows: it was held against the region's size.
-    ranges_.push_back(
-        {.name = name, .region = region.get(), .begin = place.offset, .end = place.offset + size});
+    ranges_.push_back({.name = name,
+                       .region = region->data(),
+                       .begin = place.offset,
+                       .end = place.offset + size});
     regions_.push_back(std::move(region));
-    bytes_ += bytes;
     return data;
   }
 
-  absl::Status BindInput(const char* name, const wire::TensorField& tensor, int64_t bytes,
-                         const char** data) {
-    if (tensor.place.region_id == 0) return absl::OkStatus();
-    const absl::StatusOr<char*> bound = Bind(name, tensor.place, bytes);
+  absl::Status BindInput(const char* name, TensorSet tensor, const wire::TensorField& field,
+                         int64_t bytes, const char** data) {
+    if (field.place.region_id == 0) return absl::OkStatus();
+    const absl::StatusOr<char*> bound = Bind(name, tensor, field.place, bytes);
     if (bound.ok()) *data = *bound;
     return bound.status();
   }
 
-  absl::Status BindOutput(const char* name, const std::optional<wire::RegionPlace>& place,
-                          int64_t bytes, char** data) {
+  absl::Status BindOutput(const char* name, TensorSet tensor,
+                          const std::optional<wire::RegionPlace>& place, int64_t bytes,
+                          char** data) {
     if (!place.has_value()) return absl::OkStatus();
-    const absl::StatusOr<char*> bound = Bind(name, *place, bytes);
+    const absl::StatusOr<char*> bound = Bind(name, tensor, *place, bytes);
     if (!bound.ok()) return bound.status();
     *data = *bound;
     const Range& output = ranges_.back();
@@ -82,11 +96,16 @@ class Binder {
 
   std::vector<std::shared_ptr<const Region>> TakeRegions() { return std::move(regions_); }
   int64_t bytes() const { return bytes_; }
+  TensorSet on_device() const { return on_device_; }
+  int device() const { return device_; }
 
  private:
   const RegionRegistry* const registry_;
   std::vector<Range> ranges_;
   int64_t bytes_ = 0;
+  TensorSet on_device_ = 0;
+  int device_ = kAnyDevice;
+  const char* first_on_device_ = "";
   std::vector<std::shared_ptr<const Region>> regions_;
 };
 
@@ -106,23 +125,26 @@ absl::StatusOr<RegionBinding> BindRegions(const AttendFields& fields, const Vali
   RegionBinding binding;
   struct Input {
     const char* name;
-    const wire::TensorField& tensor;
+    TensorSet tensor;
+    const wire::TensorField& field;
     DType dtype;
     const char** data;
   };
-  std::vector<Input> inputs = {{"q", fields.q, problem.dtype, &binding.q},
-                               {"k", fields.k, problem.dtype, &binding.k},
-                               {"v", fields.v, problem.dtype, &binding.v}};
+  std::vector<Input> inputs = {{"q", kTensorQ, fields.q, problem.dtype, &binding.q},
+                               {"k", kTensorK, fields.k, problem.dtype, &binding.k},
+                               {"v", kTensorV, fields.v, problem.dtype, &binding.v}};
   if (problem.bias_kind == BiasKind::kLowRank) {
-    inputs.push_back({"low_rank.phi_q", fields.phi_q, problem.low_rank.dtype, &binding.phi_q});
-    inputs.push_back({"low_rank.phi_k", fields.phi_k, problem.low_rank.dtype, &binding.phi_k});
+    const DType dtype = problem.low_rank.dtype;
+    inputs.push_back({"low_rank.phi_q", kTensorPhiQ, fields.phi_q, dtype, &binding.phi_q});
+    inputs.push_back({"low_rank.phi_k", kTensorPhiK, fields.phi_k, dtype, &binding.phi_k});
   }
   for (const Input& input : inputs) {
-    const absl::Status bound =
-        binder.BindInput(input.name, input.tensor, BytesOf(input.dtype, input.tensor), input.data);
+    const absl::Status bound = binder.BindInput(input.name, input.tensor, input.field,
+                                                BytesOf(input.dtype, input.field), input.data);
     if (!bound.ok()) return bound;
   }
-  absl::Status bound = binder.BindOutput("o_place", fields.o_place, valid.o_bytes, &binding.o);
+  absl::Status bound =
+      binder.BindOutput("o_place", kTensorO, fields.o_place, valid.o_bytes, &binding.o);
   if (!bound.ok()) return bound;
   if (fields.lse_place.has_value()) {
     if (!fields.want_lse) return Invalid("lse_place is set; accepted: only with want_lse");
@@ -131,9 +153,12 @@ absl::StatusOr<RegionBinding> BindRegions(const AttendFields& fields, const Vali
                      "; accepted: multiples of 4");
     }
   }
-  bound = binder.BindOutput("lse_place", fields.lse_place, valid.lse_bytes, &binding.lse);
+  bound =
+      binder.BindOutput("lse_place", kTensorLse, fields.lse_place, valid.lse_bytes, &binding.lse);
   if (!bound.ok()) return bound;
   binding.bytes = binder.bytes();
+  binding.on_device = binder.on_device();
+  binding.device = binder.device();
   binding.regions = binder.TakeRegions();
   return binding;
 }

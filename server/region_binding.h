@@ -24,13 +24,16 @@ struct RegionBinding {
   const char* phi_k = nullptr;
   char* o = nullptr;
   char* lse = nullptr;
-  int64_t bytes = 0;  // of all these ranges
+  int64_t bytes = 0;        // of all these ranges in host memory
+  TensorSet on_device = 0;  // those in memory of a device
+  int device = kAnyDevice;  // whose memory that is, as Region::device
   // All that the above points into.
   std::vector<std::shared_ptr<const Region>> regions = {};
 };
 
 // `registry` null: the call may not use regions. INVALID_ARGUMENT naming the field: it may not, the
-// region is not there, the range is not within it, or an output overlaps something.
+// region is not there, the range is not within it, an output overlaps something, or two devices'
+// memory is named.
 // REQUIRES: ValidateAttend made `valid` of `fields`.
 absl::StatusOr<RegionBinding> BindRegions(const AttendFields& fields, const ValidatedAttend& valid,
                                           const RegionRegistry* registry);

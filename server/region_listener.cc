@@ -1,5 +1,6 @@
 #include "server/region_listener.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -121,22 +122,44 @@ void RegionListener::Accept() {
 bool RegionListener::Serve(Connection* connection) {
   const int socket = connection->socket.get();
   const absl::StatusOr<wire::Packet> packet =
-      wire::ReceivePacket(socket, wire::kRegionRequestBytes);
+      wire::ReceivePacket(socket, wire::kDeviceRegionRequestBytes);
   if (!packet.ok() || packet->bytes.empty()) return false;
-  const absl::StatusOr<uint64_t> bytes = wire::DecodeRegionRequest(packet->bytes);
-  if (!bytes.ok()) {
-    wire::SendPacket(socket, wire::EncodeRegionReply({.status = bytes.status()}), -1).IgnoreError();
+  const absl::StatusOr<wire::RegionRequest> request = wire::DecodeRegionRequest(packet->bytes);
+  if (!request.ok()) {
+    wire::SendPacket(socket, wire::EncodeRegionReply({.status = request.status()}), -1)
+        .IgnoreError();
     return false;
   }
-  const absl::StatusOr<RegionRegistry::NewRegion> made = registry_->Make(connection->peer, *bytes);
-  if (!made.ok()) {
-    return wire::SendPacket(socket, wire::EncodeRegionReply({.status = made.status()}), -1).ok();
+  wire::UniqueFd memory;
+  const absl::StatusOr<uint64_t> id = Grant(*connection, *request, &memory);
+  if (!id.ok()) {
+    return wire::SendPacket(socket, wire::EncodeRegionReply({.status = id.status()}), -1).ok();
   }
-  connection->regions.push_back(made->id);
+  connection->regions.push_back(*id);
   // Fails where the process is gone or does not read its answers.
-  return wire::SendPacket(socket, wire::EncodeRegionReply({.id = made->id, .bytes = *bytes}),
-                          made->fd.get())
+  return wire::SendPacket(socket, wire::EncodeRegionReply({.id = *id, .bytes = request->bytes}),
+                          memory.get())
       .ok();
+}
+
+absl::StatusOr<uint64_t> RegionListener::Grant(const Connection& connection,
+                                               const wire::RegionRequest& request,
+                                               wire::UniqueFd* memory) {
+  if (!request.offered.has_value()) {
+    absl::StatusOr<RegionRegistry::NewRegion> made =
+        registry_->Make(connection.peer, request.bytes);
+    if (!made.ok()) return made.status();
+    *memory = std::move(made->fd);
+    return made->id;
+  }
+  // The connection's other end sees it close when the last holder of the region has let go.
+  wire::UniqueFd released(fcntl(connection.socket.get(), F_DUPFD_CLOEXEC, 0));
+  if (!released.valid()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a descriptor for the region: ",
+                     std::error_code(errno, std::generic_category()).message()));
+  }
+  return registry_->Open(*request.offered, request.bytes, std::move(released));
 }
 
 void RegionListener::Close(const Connection& connection) {

@@ -24,6 +24,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/region_registry.h"
+#include "wire/region_protocol.h"
 #include "wire/unique_fd.h"
 
 namespace flashbias::server {
@@ -58,6 +59,9 @@ class RegionListener {
   void Accept();
   // Serves one packet; false: the connection has ended.
   bool Serve(Connection* connection);
+  // Makes or opens the region. `memory` gets the descriptor that goes with the reply, if any.
+  absl::StatusOr<uint64_t> Grant(const Connection& connection, const wire::RegionRequest& request,
+                                 wire::UniqueFd* memory);
   void Close(const Connection& connection);
 
   // Constant after construction.

@@ -72,7 +72,7 @@ class Server::Impl {
           RegionLimits{.max_bytes = options.max_region_bytes,
                        .max_peer_bytes = options.max_peer_region_bytes,
                        .max_regions = options.max_regions},
-          &backends_[0]->host_allocator());
+          Pointers());
       metrics_.WatchRegions([regions = regions_] { return regions->usage(); });
     }
     service_ =

@@ -18,8 +18,8 @@ programs=(cuda_plan_test cuda_backend_golden_test cuda_backend_edge_test cuda_ba
   cuda_skip_promise_test cuda_backend_equivalence_test cuda_lengths_test
   cuda_production_test cuda_production_backend_golden_test cuda_production_backend_edge_test
   cuda_production_backend_oracle_test cuda_production_backend_equivalence_test
-  cuda_production_skip_promise_test)
-# Run by hand: a server and what loads it.
+  cuda_production_skip_promise_test cuda_regions_test)
+# Run by hand: a server and what loads it. cuda_regions_test starts the server too.
 tools=(flashbias-server flashbias-load flashbias-call)
 
 for program in "${programs[@]}" "${tools[@]}"; do

@@ -44,8 +44,8 @@ check_tree() {
   rule '^client/load/' '' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
     'the load generator sees the reference beside what the client sees' \
     '^kernels/((dtype|alibi|attention_problem)\.h$|reference/)'
-  rule '^client/(attention_client|attention_types|cancellation|retry_policy|shared_region)\.h$' '' \
-    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|stream_call|tensor_loans|region_map|region_placement)" \
+  rule '^client/(attention_client|attention_types|cancellation|retry_policy|shared_region|device_region)\.h$' '' \
+    "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|stream_call|tensor_loans|region_connection|region_map|region_placement)" \
     'public headers of the client show neither protobuf nor gRPC'
   rule '^client/(call|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
   return "$found"

@@ -18,6 +18,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "numbers are written as they lie");
 
 constexpr std::string_view kMagic("FBREGN1\0", 8);
+constexpr std::string_view kDeviceMagic("FBREGD1\0", 8);
 // Descriptors that one packet may bring; a peer that sends more loses them to the kernel.
 constexpr size_t kMaxDescriptors = 4;
 
@@ -46,19 +47,33 @@ sockaddr_un SocketAddress(const std::string& path) {
   return address;
 }
 
-std::string EncodeRegionRequest(uint64_t bytes) {
-  std::string packet(kMagic);
-  Append(bytes, &packet);
+std::string EncodeRegionRequest(const RegionRequest& request) {
+  std::string packet(request.offered.has_value() ? kDeviceMagic : kMagic);
+  Append(request.bytes, &packet);
+  if (request.offered.has_value()) {
+    Append(request.offered->offset, &packet);
+    Append(0, &packet);
+    packet.append(reinterpret_cast<const char*>(request.offered->handle.data()),
+                  kDeviceHandleBytes);
+  }
   return packet;
 }
 
-absl::StatusOr<uint64_t> DecodeRegionRequest(std::string_view packet) {
-  if (packet.size() != kRegionRequestBytes || packet.substr(0, kMagic.size()) != kMagic) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the packet is no region request; accepted: ", kRegionRequestBytes,
-                     " bytes that begin with FBREGN1"));
+absl::StatusOr<RegionRequest> DecodeRegionRequest(std::string_view packet) {
+  const std::string_view magic = packet.substr(0, kMagic.size());
+  if (packet.size() == kRegionRequestBytes && magic == kMagic) {
+    return RegionRequest{.bytes = NumberAt(packet, 8)};
   }
-  return NumberAt(packet, 8);
+  if (packet.size() == kDeviceRegionRequestBytes && magic == kDeviceMagic &&
+      NumberAt(packet, 24) == 0) {
+    RegionRequest request = {.bytes = NumberAt(packet, 8),
+                             .offered = OfferedMemory{.offset = NumberAt(packet, 16)}};
+    std::memcpy(request.offered->handle.data(), packet.data() + 32, kDeviceHandleBytes);
+    return request;
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the packet is no region request; accepted: ", kRegionRequestBytes,
+      " bytes that begin with FBREGN1, ", kDeviceRegionRequestBytes, " that begin with FBREGD1"));
 }
 
 std::string EncodeRegionReply(const RegionReply& reply) {

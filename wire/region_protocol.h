@@ -12,9 +12,23 @@
 //                                32  the error's text; errors only
 //
 // An OK reply carries one descriptor (SCM_RIGHTS): a memfd of exactly that many bytes, sealed
-// against growing and shrinking. After an error the connection can be used on; after a packet that
-// is no request the server answers with INVALID_ARGUMENT and closes it. Regions live until their
-// connection is closed, by either side or by the death of the process that made it.
+// against growing and shrinking.
+//
+// A client may offer memory of its own on the server's device instead. The reply is the same,
+// without a descriptor:
+//
+//   request, 96 bytes
+//    0  "FBREGD1\0"
+//    8  uint64 bytes of the region
+//   16  uint64 where it begins in its allocation, a multiple of 4
+//   24  uint64 0
+//   32  the allocation's handle: a cudaIpcMemHandle_t
+//
+// After an error the connection can be used on; after a packet that is no request the server
+// answers with INVALID_ARGUMENT and closes it. Regions live until their connection is closed or
+// shut down for writing, by either side or by the death of the process that made it. The server
+// closes its side of such a connection once none of the offered memory is in use any more: then the
+// client may free it.
 //
 // Thread-safety: free functions. Errors are values; nothing here waits, except Receive on a
 // blocking socket.
@@ -23,8 +37,10 @@
 
 #include <sys/un.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -37,8 +53,21 @@ namespace flashbias::wire {
 // What is put behind the path of the server's unix socket.
 inline constexpr char kRegionSocketSuffix[] = ".regions";
 inline constexpr size_t kRegionRequestBytes = 16;
+inline constexpr size_t kDeviceRegionRequestBytes = 96;
+inline constexpr size_t kDeviceHandleBytes = 64;
 inline constexpr size_t kRegionReplyBytes = 32;
 inline constexpr size_t kRegionReplyMaxText = 512;
+
+// Memory of the client's on the server's device.
+struct OfferedMemory {
+  uint64_t offset = 0;  // in its allocation
+  std::array<uint8_t, kDeviceHandleBytes> handle = {};
+};
+
+struct RegionRequest {
+  uint64_t bytes = 0;
+  std::optional<OfferedMemory> offered = {};  // nullopt: the server is to make it
+};
 
 struct RegionReply {
   absl::Status status = {};
@@ -49,9 +78,9 @@ struct RegionReply {
 // REQUIRES: `path` fits a sockaddr_un.
 sockaddr_un SocketAddress(const std::string& path);
 
-std::string EncodeRegionRequest(uint64_t bytes);
-// The bytes asked for. INVALID_ARGUMENT: the packet is no request.
-absl::StatusOr<uint64_t> DecodeRegionRequest(std::string_view packet);
+std::string EncodeRegionRequest(const RegionRequest& request);
+// INVALID_ARGUMENT: the packet is no request.
+absl::StatusOr<RegionRequest> DecodeRegionRequest(std::string_view packet);
 std::string EncodeRegionReply(const RegionReply& reply);
 // INTERNAL: the packet is no reply.
 absl::StatusOr<RegionReply> DecodeRegionReply(std::string_view packet);

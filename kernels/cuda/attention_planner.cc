@@ -16,6 +16,15 @@ constexpr size_t kAlignmentSlack = size_t{16} * 256;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Whether a plan packs the tensors: what is copied to the device lies there as it should.
+bool Packs(const AttentionProblem& p) {
+  const auto unaligned = [&p](TensorSet tensor, const void* data) {
+    return (p.on_device & tensor) != 0 && reinterpret_cast<uintptr_t>(data) % 16 != 0;
+  };
+  return p.head_dim % 8 != 0 || unaligned(kTensorQ, p.q) || unaligned(kTensorK, p.k) ||
+         unaligned(kTensorV, p.v);
+}
+
 class AttentionLaunch final : public PlannedLaunch {
  public:
   explicit AttentionLaunch(AttentionPlan plan) : plan_(std::move(plan)) {}
@@ -73,7 +82,7 @@ size_t AttentionPlanner::WorkspaceBound(const AttentionProblem& problem) const {
                static_cast<int64_t>(sizeof(float));
     }
   }
-  if (problem.head_dim % 8 != 0) {
+  if (Packs(problem)) {
     const int64_t vectors =
         problem.total_q * heads + 2 * problem.total_kv * int64_t{problem.num_kv_heads};
     bytes += vectors * CeilDiv(problem.head_dim, 8) * 8 * 2 + 3 * 256;

@@ -79,6 +79,7 @@ CudaBackend::CudaBackend(std::shared_ptr<DeviceApi> device, std::unique_ptr<Laun
       device_(std::move(device)),
       planner_(std::move(planner)),
       pool_(std::move(pool)),
+      ipc_memory_(std::make_shared<IpcMemoryTable>(device_, info_.device_label)),
       health_(device_.get(), info_.device_label),
       arena_(device_.get(), max_device_bytes, [this] { mirrors_.RevokeIdle(); }),
       mirrors_({.device = device_.get(),
@@ -96,6 +97,13 @@ CudaBackend::~CudaBackend() {
   for (std::thread& worker : workers_) worker.join();
   // Slots and arena give back what they have of the device.
   static_cast<void>(device_->Use());
+}
+
+absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaBackend::OpenDeviceMemory(
+    absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) {
+  absl::Status healthy = health_.status();
+  if (!healthy.ok()) return healthy;
+  return ipc_memory_->Open(ipc_handle, offset, bytes);
 }
 
 absl::Status CudaBackend::Admit(const AttentionProblem& problem) const {
@@ -141,7 +149,7 @@ bool CudaBackend::BeginHere(PendingRun* run) {
   absl::Status status = Prepare(*run);
   bool begun = true;
   if (status.ok()) {
-    begun = slot->Begin(run->problems, run->stats, Slot::Haste::kOnlyIfQuick);
+    begun = BeginQuickly(*slot, *run);
   }
   absl::MutexLock lock(&mutex_);
   --beginning_;
@@ -151,6 +159,11 @@ bool CudaBackend::BeginHere(PendingRun* run) {
     free_slots_.push_back(slot);
   }
   return begun;
+}
+
+bool CudaBackend::BeginQuickly(Slot& slot, const PendingRun& run) {
+  const absl::MutexLock turn(&begin_mutex_);
+  return slot.Begin(run.problems, run.stats, Slot::Haste::kOnlyIfQuick);
 }
 
 void CudaBackend::WorkLoop() {
@@ -178,7 +191,9 @@ void CudaBackend::WorkLoop() {
     absl::Status status = std::move(next.status);
     if (!begun) {
       status = Prepare(next.run);
-      if (status.ok()) next.slot->Begin(next.run.problems, next.run.stats, Slot::Haste::kNone);
+      if (status.ok() && !BeginQuickly(*next.slot, next.run)) {
+        next.slot->Begin(next.run.problems, next.run.stats, Slot::Haste::kNone);
+      }
     }
     if (status.ok()) status = next.slot->End();
     {

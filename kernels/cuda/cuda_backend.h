@@ -34,6 +34,7 @@
 #include "kernels/cuda/device_api.h"
 #include "kernels/cuda/device_arena.h"
 #include "kernels/cuda/device_health.h"
+#include "kernels/cuda/ipc_memory.h"
 #include "kernels/cuda/launch_planner.h"
 #include "kernels/cuda/mirror_set.h"
 #include "kernels/cuda/pinned_pool.h"
@@ -72,6 +73,8 @@ class CudaBackend final : public AttentionBackend {
 
   const BackendInfo& info() const override { return info_; }
   HostAllocator& host_allocator() override { return *pool_; }
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenDeviceMemory(
+      absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) override;
   absl::Status Admit(const AttentionProblem& problem) const override;
   absl::Status health() const override { return health_.status(); }
   BackendUsage usage() const override;
@@ -105,6 +108,9 @@ class CudaBackend final : public AttentionBackend {
   }
   // Begins the run on the calling thread. False, and nothing is changed: a worker should.
   bool BeginHere(PendingRun* run) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Slot::Begin, where it is quick, one at a time: the driver's calls exclude each other anyway,
+  // and calls of several threads in turns take longer than those of one thread after the other.
+  bool BeginQuickly(Slot& slot, const PendingRun& run) ABSL_LOCKS_EXCLUDED(begin_mutex_);
   // OK: every problem can run, and the stats are reset.
   absl::Status Prepare(const PendingRun& run) const;
 
@@ -113,10 +119,13 @@ class CudaBackend final : public AttentionBackend {
   const std::shared_ptr<DeviceApi> device_;
   const std::unique_ptr<LaunchPlanner> planner_;
   const std::shared_ptr<PinnedPool> pool_;
+  const std::shared_ptr<IpcMemoryTable> ipc_memory_;
   DeviceHealth health_;
   DeviceArena arena_;
   MirrorSet mirrors_;
   std::vector<std::unique_ptr<Slot>> slots_;
+
+  absl::Mutex begin_mutex_;
 
   absl::Mutex mutex_;
   std::deque<PendingRun> pending_ ABSL_GUARDED_BY(mutex_);

@@ -26,6 +26,16 @@ struct Event;
 
 enum class CopyKind { kHostToDevice, kDeviceToHost };
 
+// What OpenIpc has opened.
+struct IpcMapping {
+  void* memory = nullptr;       // where the allocation begins, for CloseIpc
+  size_t bytes = 0;             // from there to its end
+  bool on_this_device = false;  // else on another one, which this one merely reaches
+};
+
+// Of a cudaIpcMemHandle_t.
+inline constexpr size_t kIpcHandleBytes = 64;
+
 class DeviceApi {
  public:
   virtual ~DeviceApi() = default;
@@ -46,6 +56,11 @@ class DeviceApi {
   // AllocatePinned, and ends that. As these two, they may wait and leave the current device alone.
   virtual ErrorCode RegisterHost(void* memory, size_t bytes) = 0;
   virtual void UnregisterHost(void* memory) = 0;
+  // Opens an allocation that another process exported, kIpcHandleBytes at `handle`, and closes it.
+  // Nothing is open after an error. Both may wait and leave the current device alone. No handle is
+  // to be opened that is open.
+  virtual ErrorCode OpenIpc(const void* handle, IpcMapping* mapping) = 0;
+  virtual void CloseIpc(void* memory) = 0;
 
   // A stream that waits for no other; events that carry a time and can be waited for asleep.
   virtual ErrorCode CreateStream(Stream** stream) = 0;

@@ -1,5 +1,10 @@
 #include "kernels/cuda/runtime_device.h"
 
+#include <cuda.h>
+
+#include <cstdint>
+#include <cstring>
+
 namespace flashbias::cuda {
 namespace {
 
@@ -31,6 +36,27 @@ class CurrentDevice {
   int before_ = 0;
   cudaError_t error_ = cudaSuccess;
 };
+
+static_assert(kIpcHandleBytes == sizeof(cudaIpcMemHandle_t),
+              "device_api.h repeats the handle's size");
+
+// How many bytes there are from `memory` to the end of its allocation. The runtime does not tell,
+// and the driver is not linked: the same binary runs where there is none.
+cudaError_t BytesFrom(const void* memory, size_t* bytes) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &function,
+                                                             12000, cudaEnableDefault, &result);
+  if (error != cudaSuccess) return error;
+  if (result != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+  const auto get_range = reinterpret_cast<decltype(&cuMemGetAddressRange)>(function);
+  const auto address = reinterpret_cast<uintptr_t>(memory);
+  CUdeviceptr begin = 0;
+  size_t size = 0;
+  if (get_range(&begin, &size, address) != CUDA_SUCCESS) return cudaErrorInvalidValue;
+  *bytes = begin + size - address;
+  return cudaSuccess;
+}
 
 }  // namespace
 
@@ -73,6 +99,35 @@ void RuntimeDevice::UnregisterHost(void* memory) {
   const CurrentDevice current(ordinal_);
   Forget(current.error());
   Forget(cudaHostUnregister(memory));
+}
+
+ErrorCode RuntimeDevice::OpenIpc(const void* handle, IpcMapping* mapping) {
+  const CurrentDevice current(ordinal_);
+  cudaError_t error = current.error();
+  cudaIpcMemHandle_t native;
+  std::memcpy(&native, handle, sizeof(native));
+  if (error == cudaSuccess) {
+    error = cudaIpcOpenMemHandle(&mapping->memory, native, cudaIpcMemLazyEnablePeerAccess);
+  }
+  if (error != cudaSuccess) {
+    Forget(error);
+    return error;
+  }
+  cudaPointerAttributes attributes;
+  error = cudaPointerGetAttributes(&attributes, mapping->memory);
+  if (error == cudaSuccess) error = BytesFrom(mapping->memory, &mapping->bytes);
+  mapping->on_this_device = error == cudaSuccess && attributes.device == ordinal_;
+  if (error != cudaSuccess) {
+    Forget(error);
+    Forget(cudaIpcCloseMemHandle(mapping->memory));
+  }
+  return error;
+}
+
+void RuntimeDevice::CloseIpc(void* memory) {
+  const CurrentDevice current(ordinal_);
+  Forget(current.error());
+  Forget(cudaIpcCloseMemHandle(memory));
 }
 
 ErrorCode RuntimeDevice::CreateStream(Stream** stream) {

@@ -27,6 +27,8 @@ class RuntimeDevice final : public DeviceApi {
   void FreePinned(void* memory) override;
   ErrorCode RegisterHost(void* memory, size_t bytes) override;
   void UnregisterHost(void* memory) override;
+  ErrorCode OpenIpc(const void* handle, IpcMapping* mapping) override;
+  void CloseIpc(void* memory) override;
   ErrorCode CreateStream(Stream** stream) override;
   void DestroyStream(Stream* stream) override;
   ErrorCode CreateEvent(Event** event) override;

@@ -5,28 +5,36 @@
 namespace flashbias::cuda {
 namespace {
 
-// Of the tensors of a problem; 0 where there is none.
+// Of the tensors of a problem; 0 where there is none, or it is on the device already.
 struct Sizes {
   explicit Sizes(const AttentionProblem& p) {
     const auto rows = static_cast<size_t>(p.total_q) * p.num_q_heads;
-    q = rows * p.head_dim * SizeOf(p.dtype);
-    kv = static_cast<size_t>(p.total_kv) * p.num_kv_heads * p.head_dim * SizeOf(p.dtype);
+    q = o = rows * p.head_dim * SizeOf(p.dtype);
+    k = v = static_cast<size_t>(p.total_kv) * p.num_kv_heads * p.head_dim * SizeOf(p.dtype);
     if (p.lse != nullptr) lse = rows * sizeof(float);
     if (p.bias_kind == BiasKind::kLowRank) {
       const size_t factor = SizeOf(p.low_rank.dtype) * p.low_rank.rank;
       phi_q = static_cast<size_t>(p.total_q) * p.low_rank.phi_q_heads * factor;
       phi_k = static_cast<size_t>(p.total_kv) * p.low_rank.phi_k_heads * factor;
     }
+    if (p.on_device & kTensorQ) q = 0;
+    if (p.on_device & kTensorK) k = 0;
+    if (p.on_device & kTensorV) v = 0;
+    if (p.on_device & kTensorPhiQ) phi_q = 0;
+    if (p.on_device & kTensorPhiK) phi_k = 0;
+    if (p.on_device & kTensorO) o = 0;
+    if (p.on_device & kTensorLse) lse = 0;
   }
-  size_t q = 0, kv = 0, lse = 0, phi_q = 0, phi_k = 0;
+  size_t q = 0, k = 0, v = 0, phi_q = 0, phi_k = 0, o = 0, lse = 0;
 };
 
 }  // namespace
 
 size_t TensorBytes(const AttentionProblem& problem) {
   const Sizes sizes(problem);
-  return 2 * AlignTensor(sizes.q) + 2 * AlignTensor(sizes.kv) + AlignTensor(sizes.lse) +
-         AlignTensor(sizes.phi_q) + AlignTensor(sizes.phi_k);
+  return AlignTensor(sizes.q) + AlignTensor(sizes.k) + AlignTensor(sizes.v) +
+         AlignTensor(sizes.phi_q) + AlignTensor(sizes.phi_k) + AlignTensor(sizes.o) +
+         AlignTensor(sizes.lse);
 }
 
 TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
@@ -65,12 +73,12 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
       Places& at = places_[n];
       if (inputs) {
         add(p.q, sizes.q, &at.q);
-        add(p.k, sizes.kv, &at.k);
-        add(p.v, sizes.kv, &at.v);
+        add(p.k, sizes.k, &at.k);
+        add(p.v, sizes.v, &at.v);
         add(p.low_rank.phi_q, sizes.phi_q, &at.phi_q);
         add(p.low_rank.phi_k, sizes.phi_k, &at.phi_k);
       } else {
-        add(p.o, sizes.q, &at.o);
+        add(p.o, sizes.o, &at.o);
         add(p.lse, sizes.lse, &at.lse);
       }
     }
@@ -87,14 +95,17 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
 AttentionProblem TransferPlan::OnDevice(size_t n, char* device) const {
   AttentionProblem problem = *problems_[n];
   const Places& at = places_[n];
-  problem.q = at.q.In(device);
-  problem.k = at.k.In(device);
-  problem.v = at.v.In(device);
-  problem.o = at.o.In(device);
-  if (problem.lse != nullptr) problem.lse = reinterpret_cast<float*>(at.lse.In(device));
+  const auto comes = [&problem](TensorSet tensor) { return (problem.on_device & tensor) == 0; };
+  if (comes(kTensorQ)) problem.q = at.q.In(device);
+  if (comes(kTensorK)) problem.k = at.k.In(device);
+  if (comes(kTensorV)) problem.v = at.v.In(device);
+  if (comes(kTensorO)) problem.o = at.o.In(device);
+  if (problem.lse != nullptr && comes(kTensorLse)) {
+    problem.lse = reinterpret_cast<float*>(at.lse.In(device));
+  }
   if (problem.bias_kind == BiasKind::kLowRank) {
-    problem.low_rank.phi_q = at.phi_q.In(device);
-    problem.low_rank.phi_k = at.phi_k.In(device);
+    if (comes(kTensorPhiQ)) problem.low_rank.phi_q = at.phi_q.In(device);
+    if (comes(kTensorPhiK)) problem.low_rank.phi_k = at.phi_k.In(device);
   }
   return problem;
 }

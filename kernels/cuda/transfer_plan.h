@@ -1,4 +1,5 @@
 // Where the tensors of some problems lie on the device, and how each of them gets there and back.
+// Those that lie in memory of the device (AttentionProblem::on_device) are used there.
 //
 // Large tensors in pinned or registered memory go directly. Everything else is gathered in a
 // staging block of the same layout as a part of the device memory, so that many small tensors are
@@ -30,7 +31,8 @@ inline size_t AlignTensor(size_t bytes) {
   return (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
 }
 
-// Bytes on the device of everything that the problem points to but for sequences and slopes.
+// Bytes on the device of everything that the problem points to but for sequences, slopes and what
+// is there already.
 size_t TensorBytes(const AttentionProblem& problem);
 
 class TransferPlan {

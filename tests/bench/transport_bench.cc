@@ -27,6 +27,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
+#include "tests/bench/gpu_server_process.h"
 #include "tests/bench/transport_subject.h"
 
 ABSL_FLAG(std::vector<std::string>, sizes_kb,
@@ -38,8 +39,8 @@ ABSL_FLAG(std::vector<std::string>, transports, (std::vector<std::string>{"tcp",
           "tcp, unix.");
 ABSL_FLAG(std::vector<std::string>, subjects,
           (std::vector<std::string>{"generated", "echo", "service", "shared"}),
-          "generated, echo, service, gpu; shared, gpu_shared (over unix only), python (over tcp "
-          "only); ratios need the peers.");
+          "generated, echo, service, gpu; shared, gpu_shared, gpu_ipc (over unix only), python "
+          "(over tcp only); ratios need the peers.");
 ABSL_FLAG(std::string, python_target, "127.0.0.1:8500", "Where peers/python_service.py listens.");
 ABSL_FLAG(int, connections, 2, "Connections of a client.");
 ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
@@ -49,6 +50,9 @@ ABSL_FLAG(bool, stages, false, "A second line for each subject: medians of the s
 ABSL_FLAG(bool, tune_malloc, true, "Keep freed memory, as flashbias-server does.");
 ABSL_FLAG(std::vector<std::string>, channel_arguments, {},
           "name=value settings of the echo, for trying them out.");
+ABSL_FLAG(std::string, serve_gpu_on, "",
+          "Of the process that this one starts for gpu_ipc: serve on that unix socket until stdin "
+          "ends.");
 ABSL_FLAG(std::string, json, "", "File for the figures as JSON. Empty: none.");
 
 namespace flashbias::bench {
@@ -134,17 +138,20 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> Make(const std::string& name,
   if (name == "gpu") return MakeGpuSubject(setup);
   if (name == "shared") return MakeSharedSubject(setup);
   if (name == "gpu_shared") return MakeSharedGpuSubject(setup);
+  if (name == "gpu_ipc") return MakeIpcGpuSubject(setup);
   if (name == "python") return MakePythonSubject(setup);
-  return absl::InvalidArgumentError(
-      absl::StrCat("subjects has '", name,
-                   "'; accepted: generated, echo, service, gpu, shared, gpu_shared, python"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "subjects has '", name,
+      "'; accepted: generated, echo, service, gpu, shared, gpu_shared, gpu_ipc, python"));
 }
 
 // One line for each subject; appends to `json`.
 absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
                      nlohmann::json* json) {
   std::vector<std::string> names = absl::GetFlag(FLAGS_subjects);
-  if (transport != "unix") std::erase(names, "shared");
+  if (transport != "unix") {
+    for (const char* name : {"shared", "gpu_shared", "gpu_ipc"}) std::erase(names, name);
+  }
   TransportSetup setup = {
       .connections = absl::GetFlag(FLAGS_connections),
       .lanes = lanes,
@@ -283,7 +290,9 @@ int main(int argc, char** argv) {
     mallopt(M_TOP_PAD, 64 << 20);
     // NOLINTEND(concurrency-mt-unsafe)
   }
-  const absl::Status status = flashbias::bench::Run();
+  const std::string serve_on = absl::GetFlag(FLAGS_serve_gpu_on);
+  const absl::Status status = serve_on.empty() ? flashbias::bench::Run()
+                                               : flashbias::bench::ServeGpuUntilStdinEnds(serve_on);
   if (status.ok()) return 0;
   std::fprintf(stderr, "transport_bench: %s\n", status.ToString().c_str());
   return 1;

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "kernels/backend_factory.h"
 #include "kernels/heap_allocator.h"
 #include "server/server.h"
+#include "tests/bench/service_caller.h"
 #include "tests/bench/transport_subject.h"
 
 namespace flashbias::bench {
@@ -36,13 +36,7 @@ class NullBackend final : public AttentionBackend {
 
 class ServiceSubject final : public TransportSubject {
  public:
-  explicit ServiceSubject(const TransportSetup& setup)
-      : setup_(setup), bytes_(static_cast<size_t>(setup.tokens * kTensorBytesPerToken)) {
-    slopes_.resize(kHeads);
-    for (int n = 0; n < kHeads; ++n) {
-      slopes_[static_cast<size_t>(n)] = std::exp2(-8.0F * static_cast<float>(n + 1) / kHeads);
-    }
-  }
+  explicit ServiceSubject(const TransportSetup& setup) : setup_(setup), caller_(setup) {}
 
   // Tensors in shared memory, or in the heap.
   absl::Status Start(std::vector<std::unique_ptr<AttentionBackend>> backends, bool shared) {
@@ -55,59 +49,37 @@ class ServiceSubject final : public TransportSubject {
     auto server = server::Server::Create(options, std::move(backends));
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
-    auto client = client::AttentionClient::Create(
-        {.target = setup_.unix_path.empty() ? absl::StrCat("127.0.0.1:", server_->port())
-                                            : absl::StrCat("unix:", setup_.unix_path),
-         .num_connections = setup_.connections});
-    if (!client.ok()) return client.status();
-    client_ = *std::move(client);
-    const size_t total = (3 + static_cast<size_t>(setup_.lanes)) * bytes_;
+    absl::Status connected =
+        caller_.Connect(setup_.unix_path.empty() ? absl::StrCat("127.0.0.1:", server_->port())
+                                                 : absl::StrCat("unix:", setup_.unix_path));
+    if (!connected.ok()) return connected;
+    char* tensors = nullptr;
     if (shared) {
-      auto region = client_->CreateRegion(total);
+      auto region = caller_.client().CreateRegion(caller_.total_bytes());
       if (!region.ok()) return region.status();
       region_ = *std::move(region);
-      tensors_ = region_->data();
+      tensors = region_->data();
     } else {
-      heap_.resize(total);
-      tensors_ = heap_.data();
+      heap_.resize(caller_.total_bytes());
+      tensors = heap_.data();
     }
-    std::fill_n(tensors_, total, '\0');
-    for (uint32_t n = 0; n < 3; ++n) FillWithValues(n, {tensors_ + n * bytes_, bytes_});
+    std::fill_n(tensors, caller_.total_bytes(), '\0');
+    const size_t bytes = caller_.tensor_bytes();
+    for (uint32_t n = 0; n < 3; ++n) FillWithValues(n, {tensors + n * bytes, bytes});
+    caller_.set_tensors(tensors);
     return absl::OkStatus();
   }
 
   absl::Status Call(int lane, std::optional<ServerTime>* time) override {
-    const std::vector<int64_t> shape = {setup_.tokens, kHeads, kHeadDim};
-    const client::AttendRequest request = {
-        .q = {.dtype = DType::kFloat16, .shape = shape, .data = tensors_},
-        .k = {.dtype = DType::kFloat16, .shape = shape, .data = tensors_ + bytes_},
-        .v = {.dtype = DType::kFloat16, .shape = shape, .data = tensors_ + 2 * bytes_},
-        .mask = client::MaskKind::kCausal,
-        .bias = client::AlibiSlopes{.slopes = slopes_}};
-    client::CallOptions options;
-    options.result.o = {tensors_ + (3 + static_cast<size_t>(lane)) * bytes_, bytes_};
-    const auto result = client_->Attend(request, options);
-    if (!result.ok()) return result.status();
-    const client::Timing& t = result->timing;
-    *time = ServerTime{.receive = t.receive,
-                       .queue = t.queue,
-                       .upload = t.upload,
-                       .kernel = t.kernel,
-                       .download = t.download,
-                       .rest = t.compute - t.upload - t.kernel - t.download,
-                       .send = t.send};
-    return absl::OkStatus();
+    return caller_.Call(lane, time);
   }
 
  private:
   const TransportSetup setup_;
-  const size_t bytes_;  // of each of q, k, v and o
   std::vector<char> heap_;
-  std::vector<float> slopes_;
   std::unique_ptr<server::Server> server_;
-  std::unique_ptr<client::AttentionClient> client_;
+  ServiceCaller caller_;
   std::unique_ptr<client::SharedRegion> region_;
-  char* tensors_ = nullptr;  // q, k, v, then one o for each lane
 };
 
 absl::StatusOr<std::unique_ptr<TransportSubject>> Make(

@@ -64,6 +64,9 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> MakeSharedSubject(const Transp
 // Both on the machine's GPUs: ALiBi with seed slopes, causal. NOT_FOUND where there are none.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGpuSubject(const TransportSetup& setup);
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeSharedGpuSubject(const TransportSetup& setup);
+// The same with q, k, v and o in device memory of this process, and the server in another; needs
+// unix_path.
+absl::StatusOr<std::unique_ptr<TransportSubject>> MakeIpcGpuSubject(const TransportSetup& setup);
 // A callback server and a stub of the generated classes, gRPC's own settings.
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeGeneratedSubject(const TransportSetup& setup);
 // Bare ByteBuffers: slices over the caller's memory, gathered once into a staging buffer on each

@@ -29,6 +29,7 @@ using support::AttentionCase;
 using support::Describe;
 using support::FakeDevice;
 using support::FakePlanner;
+using support::ForeignMemory;
 using support::Materialise;
 using support::OwnedProblem;
 using support::PinnedProblem;
@@ -244,6 +245,131 @@ TEST_F(CudaBackendTest, TensorsThatCrossTheBorderOfRegisteredMemoryAreGathered) 
   EXPECT_THAT(History(),
               ElementsAre(StartsWith("upload"), StartsWith("upload"), StartsWith("kernel"),
                           StartsWith("download"), StartsWith("download")));
+}
+
+// A problem whose tensors lie in device memory of another process: where that is for it, and what
+// the backend is given.
+class OnDevice {
+ public:
+  OnDevice(FakeDevice& device, CudaBackend& backend, const OwnedProblem& owned, TensorSet which)
+      : memory_(1 << 20, 'm'), problem_(owned.problem()) {
+    device.Import(memory_);
+    auto opened = backend.OpenDeviceMemory(memory_.handle(), 0, memory_.size());
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    opened_ = *std::move(opened);
+    const size_t element = SizeOf(problem_.dtype);
+    problem_.q = Move(which & kTensorQ, problem_.q, owned.q_elements() * element);
+    problem_.k = Move(which & kTensorK, problem_.k, owned.kv_elements() * element);
+    problem_.v = Move(which & kTensorV, problem_.v, owned.kv_elements() * element);
+    LowRankBias& bias = problem_.low_rank;
+    const size_t factor = SizeOf(bias.dtype);
+    bias.phi_q = Move(which & kTensorPhiQ, bias.phi_q, owned.phi_q_elements() * factor);
+    bias.phi_k = Move(which & kTensorPhiK, bias.phi_k, owned.phi_k_elements() * factor);
+    o_bytes_ = owned.q_elements() * element;
+    if (which & kTensorO) {
+      o_at_ = memory_.data() + at_;
+      problem_.o = const_cast<void*>(Move(true, problem_.o, o_bytes_));
+    } else {
+      o_at_ = static_cast<const char*>(problem_.o);
+    }
+    at_ = (at_ + 3) / 4 * 4;
+    lse_bytes_ = owned.lse_elements() * sizeof(float);
+    if (which & kTensorLse) {
+      lse_at_ = memory_.data() + at_;
+      problem_.lse = static_cast<float*>(const_cast<void*>(Move(true, problem_.lse, lse_bytes_)));
+    } else {
+      lse_at_ = reinterpret_cast<const char*>(problem_.lse);
+    }
+    problem_.on_device = which;
+  }
+
+  const AttentionProblem& problem() const { return problem_; }
+  std::string OutputBytes() const {
+    return std::string(o_at_, o_bytes_) + std::string(lse_at_, lse_bytes_);
+  }
+
+ private:
+  // Where it lies now, for the server; at an odd address but for lse.
+  const void* Move(bool move, const void* from, size_t bytes) {
+    if (!move || from == nullptr) return from;
+    std::memcpy(memory_.data() + at_, from, bytes);
+    const void* const to = opened_->data() + at_;
+    at_ += bytes + 1;
+    return to;
+  }
+
+  const ForeignMemory memory_;
+  std::unique_ptr<DeviceMemory> opened_;
+  size_t at_ = 1;
+  size_t o_bytes_ = 0, lse_bytes_ = 0;
+  const char* o_at_ = nullptr;
+  const char* lse_at_ = nullptr;
+  AttentionProblem problem_;
+};
+
+constexpr TensorSet kAllTensors =
+    kTensorQ | kTensorK | kTensorV | kTensorPhiQ | kTensorPhiK | kTensorO | kTensorLse;
+
+TEST_F(CudaBackendTest, TensorsOnTheDeviceAreUsedThere) {
+  Start();
+  AttentionCase c = Small();
+  c.bias = BiasKind::kLowRank;
+  {
+    const OwnedProblem owned = Materialise(c);
+    const OnDevice on_device(*device_, *backend_, owned, kAllTensors);
+    Flight flight(*backend_, {on_device.problem()});
+    ASSERT_TRUE(flight.Wait().ok()) << flight.Wait();
+    EXPECT_TRUE(on_device.OutputBytes() == ReferenceBytes(c));
+  }
+  // The plan, and the tile counts.
+  EXPECT_THAT(History(),
+              ElementsAre(StartsWith("upload"), StartsWith("kernel"), StartsWith("download")));
+  EXPECT_EQ(device_->open_ipc(), 0);
+}
+
+TEST_F(CudaBackendTest, AnyMixtureOfPlacesGivesTheSameAnswer) {
+  Start();
+  AttentionCase c = Small();
+  c.bias = BiasKind::kLowRank;
+  const std::string expected = ReferenceBytes(c);
+  for (const TensorSet which :
+       {TensorSet{0}, kTensorQ, kTensorK, kTensorV, kTensorPhiQ, kTensorPhiK, kTensorO, kTensorLse,
+        TensorSet{kAllTensors & ~kTensorO}, TensorSet{kTensorQ | kTensorO}}) {
+    const OwnedProblem owned = Materialise(c);
+    const OwnedProblem inline_owned = Materialise(Small(7));
+    const OnDevice on_device(*device_, *backend_, owned, which);
+    Flight flight(*backend_, {inline_owned.problem(), on_device.problem()});
+    ASSERT_TRUE(flight.Wait().ok()) << flight.Wait();
+    EXPECT_TRUE(on_device.OutputBytes() == expected) << int{which};
+    EXPECT_TRUE(inline_owned.OutputBytes() == ReferenceBytes(Small(7))) << int{which};
+  }
+}
+
+TEST_F(CudaBackendTest, WhatIsOnTheDeviceTakesNoMemoryThere) {
+  CudaBackendOptions options = Options();
+  options.device_memory_bytes = 8 << 10;
+  Start(options);
+  const OwnedProblem owned = Materialise(Small());
+  EXPECT_FALSE(backend_->Admit(owned.problem()).ok());
+  const OnDevice on_device(*device_, *backend_, owned, kAllTensors);
+  EXPECT_TRUE(backend_->Admit(on_device.problem()).ok());
+  Flight flight(*backend_, {on_device.problem()});
+  EXPECT_TRUE(flight.Wait().ok()) << flight.Wait();
+  EXPECT_TRUE(on_device.OutputBytes() == ReferenceBytes(Small()));
+}
+
+TEST_F(CudaBackendTest, ABrokenDeviceOpensNothing) {
+  Start();
+  device_->FailNext(Call::kKernel, kIllegalAddress, /*sticky=*/true);
+  const OwnedProblem owned = Materialise(Small());
+  {
+    Flight flight(*backend_, owned);
+    EXPECT_FALSE(flight.Wait().ok());
+  }
+  const ForeignMemory memory(4096, 'm');
+  device_->Import(memory);
+  EXPECT_EQ(backend_->OpenDeviceMemory(memory.handle(), 0, 1).status(), backend_->health());
+  EXPECT_EQ(device_->opened_ipc(), 0);
 }
 
 TEST_F(CudaBackendTest, SmallTensorsTravelTogether) {

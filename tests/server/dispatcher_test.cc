@@ -36,7 +36,7 @@ class DispatcherTest : public testing::Test {
   }
 
   // A batch of one request with so many rows: work is rows * rows.
-  void Run(int64_t rows) {
+  void Run(int64_t rows, int device = kAnyDevice) {
     auto sequence = std::make_unique<Sequence>();
     sequence->q_len = sequence->kv_len = rows;
     AttentionProblem problem;
@@ -45,12 +45,14 @@ class DispatcherTest : public testing::Test {
     problem.total_q = problem.total_kv = rows;
     problem.sequences = absl::MakeConstSpan(sequence.get(), 1);
     problem.mask.causal = false;
+    problem.device = device;
     sequences_.push_back(std::move(sequence));
     auto batch = std::make_unique<Batch>();
     batch->Add(std::make_unique<PendingRequest>(
         PendingRequest::Params{.problem = problem},
         [this](Outcome outcome) { answers_.push_back(std::move(outcome.status)); }));
-    dispatcher_->Run(std::move(batch), [this] { ++freed_; });
+    const Dispatcher::Claim claim = dispatcher_->ClaimSlot(*batch);
+    dispatcher_->Run(claim, std::move(batch), [this] { ++freed_; });
   }
 
   // Runs in flight of each device.
@@ -122,6 +124,31 @@ TEST_F(DispatcherTest, StateIsThatOfTheDeviceThatComesNext) {
   backends_[0]->EndRun();
   EXPECT_EQ(dispatcher_->state().free_slots, 3);
   EXPECT_EQ(freed_, 1);
+}
+
+TEST_F(DispatcherTest, ABatchOfOneDevicesMemoryGoesThere) {
+  Start(2, 3);
+  Run(100, 1);
+  EXPECT_THAT(InFlight(), ElementsAre(0, 1));
+  Run(10, 1);
+  EXPECT_THAT(InFlight(), ElementsAre(0, 2)) << "whatever its load";
+  EXPECT_EQ(dispatcher_->state(0).free_slots, 3);
+  EXPECT_EQ(dispatcher_->state(1).free_slots, 1);
+  EXPECT_EQ(dispatcher_->state().free_slots, 3);
+  backends_[1]->set_health(absl::InternalError("broken"));
+  Run(10, 1);
+  EXPECT_THAT(InFlight(), ElementsAre(0, 3)) << "and health: it must be answered";
+}
+
+TEST_F(DispatcherTest, OnlyTheDeviceThatMayRunItIsAskedToAdmit) {
+  Start(2, 1);
+  backends_[0]->set_admit(absl::ResourceExhaustedError("too large"));
+  AttentionProblem problem;
+  EXPECT_FALSE(dispatcher_->Admit(problem).ok());
+  problem.device = 1;
+  EXPECT_TRUE(dispatcher_->Admit(problem).ok());
+  problem.device = 0;
+  EXPECT_FALSE(dispatcher_->Admit(problem).ok());
 }
 
 TEST_F(DispatcherTest, ABrokenDeviceGetsNoMoreBatches) {

@@ -184,12 +184,15 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
 TEST(MetricsTest, RegionsAreReadAtEveryScrape) {
   Metrics metrics("1", "cpu");
   EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_shm_regions 0\n"));
-  RegionUsage usage = {.regions = 2, .bytes = 8192, .unregistered = 1};
+  RegionUsage usage = {
+      .regions = 2, .bytes = 8192, .unregistered = 1, .device_regions = 3, .device_bytes = 77};
   metrics.WatchRegions([&] { return usage; });
   std::string text = metrics.Serialize();
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_regions 2\n"));
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_region_bytes 8192\n"));
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_unregistered_regions 1\n"));
+  EXPECT_THAT(text, HasSubstr("\nflashbias_device_regions 3\n"));
+  EXPECT_THAT(text, HasSubstr("\nflashbias_device_region_bytes 77\n"));
   usage = {};
   text = metrics.Serialize();
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_regions 0\n"));

@@ -55,8 +55,8 @@ class RegionListenerTest : public testing::Test {
     return answer.ok() ? *std::move(answer) : wire::Packet();
   }
   static wire::RegionReply Ask(const wire::UniqueFd& socket, uint64_t bytes) {
-    const auto reply =
-        wire::DecodeRegionReply(Exchange(socket, wire::EncodeRegionRequest(bytes)).bytes);
+    const auto reply = wire::DecodeRegionReply(
+        Exchange(socket, wire::EncodeRegionRequest({.bytes = bytes})).bytes);
     return reply.ok() ? *reply : wire::RegionReply{.status = reply.status()};
   }
 
@@ -80,7 +80,7 @@ TEST_F(RegionListenerTest, AConnectionGetsRegionsAndTheyGoWithIt) {
   EXPECT_EQ(file.st_mode & 0777, 0600u);
   wire::UniqueFd one = Connect();
   const wire::UniqueFd other = Connect();
-  const wire::Packet packet = Exchange(one, wire::EncodeRegionRequest(10000));
+  const wire::Packet packet = Exchange(one, wire::EncodeRegionRequest({.bytes = 10000}));
   const auto reply = wire::DecodeRegionReply(packet.bytes);
   ASSERT_TRUE(reply.ok()) << reply.status();
   ASSERT_TRUE(reply->status.ok()) << reply->status;
@@ -110,6 +110,17 @@ TEST_F(RegionListenerTest, ErrorsAreToldAndTheConnectionGoesOn) {
   EXPECT_EQ(registry_.usage().regions, 4);
 }
 
+TEST_F(RegionListenerTest, OffersAreServedToo) {
+  Start();
+  const wire::UniqueFd socket = Connect();
+  const wire::RegionRequest offer = {.bytes = 100, .offered = wire::OfferedMemory{}};
+  const auto reply =
+      wire::DecodeRegionReply(Exchange(socket, wire::EncodeRegionRequest(offer)).bytes);
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->status.code(), absl::StatusCode::kFailedPrecondition) << "there is no device";
+  EXPECT_TRUE(Ask(socket, 1).status.ok()) << "the connection goes on";
+}
+
 TEST_F(RegionListenerTest, GarbageIsRefusedAndEndsTheConnection) {
   Start();
   std::mt19937_64 random(1);
@@ -132,7 +143,8 @@ TEST_F(RegionListenerTest, DescriptorsThatNobodyAskedForAreClosed) {
   const wire::UniqueFd socket = Connect();
   EXPECT_FALSE(Ask(socket, 0).status.ok());
   const int before = support::OpenDescriptors();
-  ASSERT_TRUE(wire::SendPacket(socket.get(), wire::EncodeRegionRequest(0), STDIN_FILENO).ok());
+  ASSERT_TRUE(
+      wire::SendPacket(socket.get(), wire::EncodeRegionRequest({.bytes = 0}), STDIN_FILENO).ok());
   ASSERT_TRUE(wire::ReceivePacket(socket.get(), 1000).ok());
   // Once this is answered, the packet before it is done with.
   EXPECT_FALSE(Ask(socket, 0).status.ok());
@@ -147,7 +159,7 @@ TEST_F(RegionListenerTest, ConnectionsBeyondTheLimitAreClosedAndOthersServed) {
   EXPECT_TRUE(Ask(last, 1).status.ok());
   for (int n = 0; n < 300; ++n) {
     const wire::UniqueFd beyond = Connect();
-    ASSERT_TRUE(Exchange(beyond, wire::EncodeRegionRequest(1)).bytes.empty());
+    ASSERT_TRUE(Exchange(beyond, wire::EncodeRegionRequest({.bytes = 1})).bytes.empty());
   }
   silent.clear();
   // The listener sees the ends of the others before or after this one comes.
@@ -162,7 +174,8 @@ TEST_F(RegionListenerTest, ManyConnectionsLeaveNothing) {
   Start();
   for (int n = 0; n < 1000; ++n) {
     const wire::UniqueFd socket = Connect();
-    if (n % 2 == 0) wire::SendPacket(socket.get(), wire::EncodeRegionRequest(1), -1).IgnoreError();
+    if (n % 2 == 0)
+      wire::SendPacket(socket.get(), wire::EncodeRegionRequest({.bytes = 1}), -1).IgnoreError();
   }
   EXPECT_TRUE(AwaitRegions(0));
   listener_ = nullptr;
@@ -177,7 +190,7 @@ TEST_F(RegionListenerTest, OneThatDoesNotReadItsAnswersIsDropped) {
   const absl::Time give_up = absl::Now() + absl::Seconds(10);
   pollfd state = {.fd = deaf.get(), .events = POLLIN, .revents = 0};
   while ((state.revents & POLLHUP) == 0 && absl::Now() < give_up) {
-    wire::SendPacket(deaf.get(), wire::EncodeRegionRequest(0), -1).IgnoreError();
+    wire::SendPacket(deaf.get(), wire::EncodeRegionRequest({.bytes = 0}), -1).IgnoreError();
     poll(&state, 1, 0);
   }
   EXPECT_NE(state.revents & POLLHUP, 0);
@@ -191,7 +204,7 @@ bool IsAnswered(const std::string& path, uid_t uid) {
   chmod(path.c_str(), 0666);
   const pid_t child = fork();
   if (child == 0) {
-    const std::string request = wire::EncodeRegionRequest(1);
+    const std::string request = wire::EncodeRegionRequest({.bytes = 1});
     const sockaddr_un address = wire::SocketAddress(path);
     const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (uid != geteuid() && setuid(uid) != 0) _exit(2);

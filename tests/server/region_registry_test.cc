@@ -76,9 +76,143 @@ class RecordingAllocator final : public HeapAllocator {
   }
 };
 
-TEST(RegionRegistryTest, ARegionIsRegisteredUntilItsLastHolderLetsGo) {
+// Has memory of a device as the test says.
+class RegistryBackend final : public AttentionBackend {
+ public:
+  const BackendInfo& info() const override { return info_; }
+  HostAllocator& host_allocator() override { return allocator; }
+  void Run(absl::Span<const AttentionProblem> /*problems*/, absl::Span<ProblemStats> /*stats*/,
+           Done done) override {
+    std::move(done)(absl::OkStatus());
+  }
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenDeviceMemory(
+      absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) override {
+    asked.push_back({ipc_handle[0], offset, bytes});
+    if (!status.ok()) return status;
+    return std::make_unique<Memory>(bytes, &open);
+  }
+
+  struct Asked {
+    uint8_t handle;
+    uint64_t offset, bytes;
+    friend bool operator==(const Asked&, const Asked&) = default;
+  };
   RecordingAllocator allocator;
-  auto registry = std::make_unique<RegionRegistry>(Limits(), &allocator);
+  std::vector<Asked> asked;
+  absl::Status status;  // what OpenDeviceMemory says
+  int open = 0;
+
+ private:
+  struct Memory final : DeviceMemory {
+    Memory(size_t bytes, int* count) : DeviceMemory(nullptr, bytes), open(count) { ++*open; }
+    ~Memory() override { --*open; }
+    int* const open;
+  };
+  const BackendInfo info_ = {.name = "registry"};
+};
+
+wire::OfferedMemory Offer(uint8_t handle, uint64_t offset) {
+  wire::OfferedMemory offer = {.offset = offset};
+  offer.handle.fill(handle);
+  return offer;
+}
+
+// A pipe's write end, and whether it is closed everywhere.
+struct Watch {
+  Watch() {
+    int fds[2] = {-1, -1};
+    EXPECT_EQ(pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
+    read = wire::UniqueFd(fds[0]);
+    write = wire::UniqueFd(fds[1]);
+  }
+  bool closed() const {
+    char byte = 0;
+    return ::read(read.get(), &byte, 1) == 0;
+  }
+  wire::UniqueFd read, write;
+};
+
+TEST(RegionRegistryTest, OfferedMemoryIsOpenUntilItsLastHolderLetsGo) {
+  RegistryBackend backend;
+  auto registry =
+      std::make_unique<RegionRegistry>(Limits(), std::vector<AttentionBackend*>{&backend});
+  Watch watch;
+  const auto id = registry->Open(Offer(7, 8), 1 << 20, std::move(watch.write));
+  ASSERT_TRUE(id.ok()) << id.status();
+  EXPECT_THAT(backend.asked, testing::ElementsAre(RegistryBackend::Asked{7, 8, 1 << 20}));
+  std::shared_ptr<const Region> held = registry->Find(*id);
+  ASSERT_NE(held, nullptr);
+  EXPECT_EQ(held->size(), 1u << 20);
+  EXPECT_EQ(held->device(), 0);
+  EXPECT_EQ(registry->usage().device_regions, 1);
+  EXPECT_EQ(registry->usage().device_bytes, 1 << 20);
+  EXPECT_EQ(registry->usage().regions, 0);
+  EXPECT_EQ(registry->usage().bytes, 0) << "it is no memory of the host's";
+  registry->Withdraw(*id);
+  EXPECT_EQ(registry->Find(*id), nullptr);
+  EXPECT_EQ(backend.open, 1);
+  EXPECT_FALSE(watch.closed());
+  held = nullptr;
+  EXPECT_EQ(backend.open, 0);
+  EXPECT_TRUE(watch.closed());
+  EXPECT_EQ(registry->usage().device_regions, 0);
+  EXPECT_EQ(registry->usage().device_bytes, 0);
+}
+
+TEST(RegionRegistryTest, TheDeviceWhoseMemoryItIsOpensIt) {
+  RegistryBackend first, second;
+  RegionRegistry registry(Limits(), {&first, &second});
+  first.status = absl::NotFoundError("not here");
+  auto id = registry.Open(Offer(1, 0), 100, {});
+  ASSERT_TRUE(id.ok()) << id.status();
+  EXPECT_EQ(registry.Find(*id)->device(), 1);
+  registry.Withdraw(*id);
+
+  second.status = absl::NotFoundError("nor here");
+  id = registry.Open(Offer(1, 0), 100, {});
+  EXPECT_EQ(id.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(id.status().message()), HasSubstr("the server's devices (2)"));
+  // What one says who knows the memory counts more.
+  first.status = absl::OutOfRangeError("within its 50 bytes");
+  id = registry.Open(Offer(1, 0), 100, {});
+  EXPECT_EQ(id.status(), absl::InvalidArgumentError("within its 50 bytes"));
+  first.status = absl::InvalidArgumentError("cannot open it");
+  EXPECT_EQ(registry.Open(Offer(1, 0), 100, {}).status(), first.status);
+  EXPECT_EQ(registry.usage().device_regions, 0);
+}
+
+TEST(RegionRegistryTest, OffersAreHeldAgainstTheLimits) {
+  RegistryBackend backend;
+  RegionRegistry registry(Limits(), {&backend});
+  EXPECT_EQ(registry.Open(Offer(1, 0), 0, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(registry.Open(Offer(1, 0), ~uint64_t{0}, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(registry.Open(Offer(1, 2), 100, {}).status().message()),
+              HasSubstr("accepted: multiples of 4"));
+  EXPECT_TRUE(backend.asked.empty());
+  // Far beyond the limits of bytes, which are for the host's.
+  for (int n = 0; n < 3; ++n) ASSERT_TRUE(registry.Open(Offer(1, 0), 1 << 30, {}).ok());
+  for (int n = 0; n < 2; ++n) ASSERT_TRUE(registry.Make(kPeer, 1).ok());
+  for (const absl::Status& status :
+       {registry.Open(Offer(1, 0), 100, {}).status(), registry.Make(kPeer, 1).status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("there are 5 regions"));
+  }
+  EXPECT_EQ(backend.open, 3);
+}
+
+TEST(RegionRegistryTest, WithoutDevicesOffersAreRefused) {
+  RegionRegistry registry(Limits());
+  EXPECT_EQ(registry.Open(Offer(1, 0), 100, {}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(registry.usage().device_regions, 0);
+}
+
+TEST(RegionRegistryTest, ARegionIsRegisteredUntilItsLastHolderLetsGo) {
+  RegistryBackend backend;
+  RecordingAllocator& allocator = backend.allocator;
+  auto registry =
+      std::make_unique<RegionRegistry>(Limits(), std::vector<AttentionBackend*>{&backend});
   const auto made = registry->Make(kPeer, 5000);
   ASSERT_TRUE(made.ok()) << made.status();
   std::shared_ptr<const Region> held = registry->Find(made->id);
@@ -94,8 +228,9 @@ TEST(RegionRegistryTest, ARegionIsRegisteredUntilItsLastHolderLetsGo) {
 }
 
 TEST(RegionRegistryTest, ARegionThatCannotBeRegisteredWorksAndIsCounted) {
-  RecordingAllocator allocator;
-  RegionRegistry registry(Limits(), &allocator);
+  RegistryBackend backend;
+  RecordingAllocator& allocator = backend.allocator;
+  RegionRegistry registry(Limits(), {&backend});
   const auto good = registry.Make(kPeer, 100);
   allocator.fails = true;
   const auto bad = registry.Make(kPeer, 100);

@@ -39,6 +39,7 @@ struct Shape {
   DType dtype = DType::kFloat32;
   int head_dim = 32;
   BiasKind bias = BiasKind::kNone;
+  int device = kAnyDevice;
   int64_t rows = 10;  // work is rows * rows
   int64_t bytes = 100;
   absl::Duration deadline = absl::InfiniteDuration();  // from now
@@ -57,6 +58,14 @@ class SchedulerTest : public testing::Test {
     scheduler_ = *std::move(scheduler);
   }
   void Start(int slots) { Start(slots, Options()); }
+  // With two devices, backend_ the first.
+  void StartTwo(int slots) {
+    backend_ = std::make_unique<PuppetBackend>(slots);
+    second_ = std::make_unique<PuppetBackend>(slots);
+    dispatcher_ = std::make_unique<Dispatcher>(
+        std::vector<AttentionBackend*>{backend_.get(), second_.get()}, &clock_, &metrics_);
+    scheduler_ = *Scheduler::Create(Options(), &clock_, dispatcher_.get(), &metrics_);
+  }
 
   static SchedulerOptions Options() {
     return {.batch = {.max_work = 1000,
@@ -68,8 +77,8 @@ class SchedulerTest : public testing::Test {
   }
 
   void TearDown() override {
-    if (backend_ != nullptr) {
-      while (backend_->runs_in_flight() > 0) backend_->EndRun();
+    for (PuppetBackend* const backend : {backend_.get(), second_.get()}) {
+      while (backend != nullptr && backend->runs_in_flight() > 0) backend->EndRun();
     }
     scheduler_.reset();
     EXPECT_EQ(alive_, 0) << "storage outlived its request";
@@ -89,6 +98,7 @@ class SchedulerTest : public testing::Test {
     problem.mask.causal = false;
     problem.bias_kind = shape.bias;
     problem.alibi.slopes = &kSlope;
+    problem.device = shape.device;
     return std::make_unique<PendingRequest>(
         PendingRequest::Params{.problem = problem,
                                .storage = std::make_unique<WatchedStorage>(&alive_),
@@ -139,6 +149,7 @@ class SchedulerTest : public testing::Test {
   Mutex mutex_;
   std::map<std::string, Outcome> outcomes_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<PuppetBackend> backend_;
+  std::unique_ptr<PuppetBackend> second_;  // null but after StartTwo
   std::unique_ptr<Dispatcher> dispatcher_;
   std::unique_ptr<Scheduler> scheduler_;
 };
@@ -306,6 +317,49 @@ TEST_F(SchedulerTest, MixedShapesShareABatchOnlyWhereTheyMatch) {
   EXPECT_EQ(Take("b1").batch_requests, 2);
   EXPECT_EQ(Take("c1").batch_requests, 1);
   EXPECT_EQ(Take("d1").batch_requests, 1);
+  DropOutcomes();
+}
+
+TEST_F(SchedulerTest, RequestsForTwoDevicesNeverShareABatch) {
+  StartTwo(1);
+  Submit("busy0", {.device = 0});
+  Submit("busy1", {.device = 1});
+  Poll();
+  const auto next = [&] { clock_.Advance(absl::Milliseconds(1)); };
+  for (const char* round : {"a", "b"}) {
+    Submit(absl::StrCat(round, "0"), {.device = 0});
+    next();
+    Submit(absl::StrCat(round, "1"), {.device = 1});
+    next();
+    Submit(absl::StrCat(round, "any"));
+    next();
+  }
+  // The first device's are older, and wait for it all the same.
+  second_->EndRun();
+  Poll();
+  EXPECT_THAT(backend_->run_sizes(), ElementsAre(1));
+  EXPECT_THAT(second_->run_sizes(), ElementsAre(1, 2));
+  second_->EndRun();
+  Poll();
+  EXPECT_THAT(second_->run_sizes(), ElementsAre(1, 2, 2)) << "those that may run anywhere";
+  backend_->EndRun();
+  Poll();
+  EXPECT_THAT(backend_->run_sizes(), ElementsAre(1, 2));
+  backend_->EndRun();
+  second_->EndRun();
+  DropOutcomes();
+}
+
+TEST_F(SchedulerTest, WithOneDeviceItsMemoryKeepsNoRequestsApart) {
+  Start(1);
+  Submit("busy");
+  Poll();
+  Submit("a");
+  Submit("b", {.device = 0});
+  backend_->EndRun();
+  Poll();
+  EXPECT_THAT(backend_->run_sizes(), ElementsAre(1, 2));
+  backend_->EndRun();
   DropOutcomes();
 }
 

@@ -1,6 +1,10 @@
 #include "tests/support/fake_device.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <new>
@@ -17,6 +21,8 @@ namespace flashbias::support {
 namespace {
 
 constexpr cuda::ErrorCode kInvalidHandle = 400;      // cudaErrorInvalidResourceHandle
+constexpr cuda::ErrorCode kInvalidValue = 1;         // cudaErrorInvalidValue
+constexpr cuda::ErrorCode kAlreadyMapped = 208;      // cudaErrorAlreadyMapped
 constexpr cuda::ErrorCode kAlreadyRegistered = 712;  // cudaErrorHostMemoryAlreadyRegistered
 
 // As CUDA's, of this thread.
@@ -64,7 +70,46 @@ struct FakeDevice::FakeEvent {
   bool done() const { return recorded > 0 && reached == recorded; }
 };
 
+ForeignMemory::ForeignMemory(size_t bytes, uint8_t handle_byte)
+    : bytes_(bytes), fd_(memfd_create("flashbias-fake-device", MFD_CLOEXEC)) {
+  handle_.fill(handle_byte);
+  if (ftruncate(fd_, static_cast<off_t>(bytes)) != 0) std::abort();
+  data_ = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0));
+}
+
+ForeignMemory::~ForeignMemory() {
+  munmap(data_, bytes_);
+  close(fd_);
+}
+
 FakeDevice::~FakeDevice() = default;
+
+void FakeDevice::Import(const ForeignMemory& memory, bool on_this_device) {
+  absl::MutexLock lock(&mutex_);
+  imported_[std::string(memory.handle_.begin(), memory.handle_.end())] = {
+      .fd = memory.fd_, .bytes = memory.bytes_, .on_this_device = on_this_device};
+}
+
+int FakeDevice::open_ipc() const {
+  absl::MutexLock lock(&mutex_);
+  return open_ipc_;
+}
+
+int FakeDevice::opened_ipc() const {
+  absl::MutexLock lock(&mutex_);
+  return opened_ipc_;
+}
+
+void FakeDevice::KernelRuns(int change) {
+  const bool ran = running_kernels_ > 0;
+  running_kernels_ += change;
+  const bool runs = running_kernels_ > 0;
+  if (ran == runs) return;
+  for (const auto& [handle, imported] : imported_) {
+    if (imported.mapping == nullptr) continue;
+    mprotect(imported.mapping, imported.bytes, runs ? PROT_READ | PROT_WRITE : PROT_NONE);
+  }
+}
 
 void FakeDevice::FailNext(Call call, ErrorCode code, bool sticky, int skip) {
   absl::MutexLock lock(&mutex_);
@@ -110,7 +155,7 @@ int FakeDevice::live_objects() const {
   absl::MutexLock lock(&mutex_);
   return static_cast<int>(device_memory_.size() + pinned_memory_.size() +
                           registered_memory_.size()) +
-         streams_and_events_;
+         streams_and_events_ + open_ipc_;
 }
 
 int FakeDevice::pinned_calls() const {
@@ -219,6 +264,36 @@ void FakeDevice::UnregisterHost(void* memory) {
   registered_memory_.erase(reinterpret_cast<uintptr_t>(memory));
 }
 
+ErrorCode FakeDevice::OpenIpc(const void* handle, cuda::IpcMapping* mapping) {
+  absl::MutexLock lock(&mutex_);
+  const ErrorCode code = BeginLocked(Call::kOpenIpc);
+  if (code != kSuccess) return code;
+  const auto found =
+      imported_.find(std::string(static_cast<const char*>(handle), cuda::kIpcHandleBytes));
+  if (found == imported_.end()) return kInvalidValue;
+  Imported& imported = found->second;
+  if (imported.mapping != nullptr) return kAlreadyMapped;
+  imported.mapping =
+      mmap(nullptr, imported.bytes, running_kernels_ > 0 ? PROT_READ | PROT_WRITE : PROT_NONE,
+           MAP_SHARED, imported.fd, 0);
+  ++open_ipc_;
+  ++opened_ipc_;
+  *mapping = {.memory = imported.mapping,
+              .bytes = imported.bytes,
+              .on_this_device = imported.on_this_device};
+  return kSuccess;
+}
+
+void FakeDevice::CloseIpc(void* memory) {
+  absl::MutexLock lock(&mutex_);
+  for (auto& [handle, imported] : imported_) {
+    if (imported.mapping != memory) continue;
+    munmap(imported.mapping, imported.bytes);
+    imported.mapping = nullptr;
+    --open_ipc_;
+  }
+}
+
 ErrorCode FakeDevice::CreateStream(cuda::Stream** stream) {
   auto* const fake = new FakeStream;
   {
@@ -264,7 +339,6 @@ ErrorCode FakeDevice::Copy(void* to, const void* from, size_t bytes, CopyKind ki
     absl::MutexLock lock(&mutex_);
     const ErrorCode code = BeginLocked(Call::kCopy);
     if (code != kSuccess) return code;
-    constexpr ErrorCode kInvalidValue = 1;
     const void* const host = up ? from : to;
     if (!Holds(device_memory_, up ? to : from, bytes)) return kInvalidValue;
     const bool registered = Holds(registered_memory_, host, bytes);
@@ -372,9 +446,11 @@ ErrorCode FakeDevice::Launch(std::function<void()> kernel, cuda::Stream* stream)
       const auto released = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !kernels_held_; };
       mutex_.Await(absl::Condition(&released));
       if (BeginLocked(Call::kKernel) != kSuccess) return;
+      KernelRuns(1);
     }
     kernel();
     absl::MutexLock done(&mutex_);
+    KernelRuns(-1);
     history_.push_back(absl::StrCat("kernel ", number));
   });
   return kSuccess;

@@ -7,10 +7,14 @@
 // runtime's may; one that crosses the border of registered memory fails, as there. A test can hold
 // the kernels, let calls fail, break the device, and see what was left behind.
 //
+// Memory of "another process" (ForeignMemory) can be opened by its handle: it is mapped a second
+// time, and only while a kernel runs, so that the host cannot touch it unseen.
+//
 // Thread-safe. The device must outlive what was made with it.
 #ifndef FLASHBIAS_TESTS_SUPPORT_FAKE_DEVICE_H_
 #define FLASHBIAS_TESTS_SUPPORT_FAKE_DEVICE_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -28,6 +32,28 @@
 
 namespace flashbias::support {
 
+// Memory on the device as the process sees it that allocated it.
+class ForeignMemory {
+ public:
+  // `handle_byte` tells its handle from others'.
+  ForeignMemory(size_t bytes, uint8_t handle_byte);
+  ForeignMemory(const ForeignMemory&) = delete;
+  ForeignMemory& operator=(const ForeignMemory&) = delete;
+  ~ForeignMemory();
+
+  char* data() const { return data_; }
+  size_t size() const { return bytes_; }
+  absl::Span<const uint8_t> handle() const { return handle_; }
+
+ private:
+  friend class FakeDevice;
+
+  const size_t bytes_;
+  int fd_ = -1;
+  char* data_ = nullptr;
+  std::array<uint8_t, cuda::kIpcHandleBytes> handle_;
+};
+
 class FakeDevice final : public cuda::DeviceApi {
  public:
   // What a test can let fail. kKernel: on the device, after the launch was accepted.
@@ -36,6 +62,7 @@ class FakeDevice final : public cuda::DeviceApi {
     kAllocateDevice,
     kAllocatePinned,
     kRegisterHost,
+    kOpenIpc,
     kCopy,
     kRecord,
     kStreamWait,
@@ -51,6 +78,12 @@ class FakeDevice final : public cuda::DeviceApi {
   // The call after `skip` more of its kind returns `code`, once; where `sticky`, every call from
   // then on does.
   void FailNext(Call call, cuda::ErrorCode code, bool sticky, int skip = 0);
+  // From now on the memory can be opened here, as this device's or as another one's. It must stay.
+  void Import(const ForeignMemory& memory, bool on_this_device = true);
+  // Openings by OpenIpc that were not closed, and all there ever were.
+  int open_ipc() const;
+  int opened_ipc() const;
+
   // Kernels, or uploads, wait until they are released.
   void HoldKernels();
   void ReleaseKernels();
@@ -62,7 +95,7 @@ class FakeDevice final : public cuda::DeviceApi {
   std::vector<std::string> history() const;
   // Whether so many entries of history begin with `what` within ten seconds.
   bool WaitForHistory(const std::string& what, size_t count) const;
-  // Allocations, registrations, streams and events that were not given back.
+  // Allocations, registrations, openings, streams and events that were not given back.
   int live_objects() const;
   // AllocatePinned and FreePinned, AllocateDevice and FreeDevice so far.
   int pinned_calls() const;
@@ -79,6 +112,9 @@ class FakeDevice final : public cuda::DeviceApi {
   void FreePinned(void* memory) override;
   cuda::ErrorCode RegisterHost(void* memory, size_t bytes) override;
   void UnregisterHost(void* memory) override;
+  // As some drivers', refuses a handle that is open.
+  cuda::ErrorCode OpenIpc(const void* handle, cuda::IpcMapping* mapping) override;
+  void CloseIpc(void* memory) override;
   cuda::ErrorCode CreateStream(cuda::Stream** stream) override;
   void DestroyStream(cuda::Stream* stream) override;
   cuda::ErrorCode CreateEvent(cuda::Event** event) override;
@@ -114,6 +150,8 @@ class FakeDevice final : public cuda::DeviceApi {
   void Push(FakeStream* stream, std::function<void()> operation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StreamLoop(FakeStream* stream);
+  // Before and after a kernel: opened memory is there while one runs.
+  void KernelRuns(int change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const size_t memory_bytes_;
 
@@ -126,6 +164,16 @@ class FakeDevice final : public cuda::DeviceApi {
   std::map<uintptr_t, size_t> device_memory_ ABSL_GUARDED_BY(mutex_);
   std::map<uintptr_t, size_t> pinned_memory_ ABSL_GUARDED_BY(mutex_);
   std::map<uintptr_t, size_t> registered_memory_ ABSL_GUARDED_BY(mutex_);
+  struct Imported {
+    int fd;
+    size_t bytes;
+    bool on_this_device;
+    void* mapping = nullptr;  // where it is open
+  };
+  std::map<std::string, Imported> imported_ ABSL_GUARDED_BY(mutex_);  // by handle
+  int running_kernels_ ABSL_GUARDED_BY(mutex_) = 0;
+  int open_ipc_ ABSL_GUARDED_BY(mutex_) = 0;
+  int opened_ipc_ ABSL_GUARDED_BY(mutex_) = 0;
   int next_stream_ ABSL_GUARDED_BY(mutex_) = 0;
   int streams_and_events_ ABSL_GUARDED_BY(mutex_) = 0;
   int pinned_calls_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -27,23 +27,50 @@ struct SocketPair {
 
 TEST(RegionProtocolTest, RequestsGoThereAndBack) {
   for (const uint64_t bytes : {uint64_t{0}, uint64_t{1} << 20, ~uint64_t{0}}) {
-    const std::string packet = EncodeRegionRequest(bytes);
+    const std::string packet = EncodeRegionRequest({.bytes = bytes});
     EXPECT_EQ(packet.size(), kRegionRequestBytes);
     const auto decoded = DecodeRegionRequest(packet);
     ASSERT_TRUE(decoded.ok()) << decoded.status();
-    EXPECT_EQ(*decoded, bytes);
+    EXPECT_EQ(decoded->bytes, bytes);
+    EXPECT_FALSE(decoded->offered.has_value());
   }
 }
 
+RegionRequest Offer() {
+  RegionRequest request = {.bytes = 1 << 20, .offered = OfferedMemory{.offset = ~uint64_t{0} - 3}};
+  for (size_t n = 0; n < kDeviceHandleBytes; ++n) {
+    request.offered->handle[n] = static_cast<uint8_t>(200 + n);
+  }
+  return request;
+}
+
+TEST(RegionProtocolTest, OffersGoThereAndBack) {
+  const std::string packet = EncodeRegionRequest(Offer());
+  EXPECT_EQ(packet.size(), kDeviceRegionRequestBytes);
+  const auto decoded = DecodeRegionRequest(packet);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(decoded->bytes, uint64_t{1} << 20);
+  ASSERT_TRUE(decoded->offered.has_value());
+  EXPECT_EQ(decoded->offered->offset, ~uint64_t{0} - 3);
+  EXPECT_EQ(decoded->offered->handle, Offer().offered->handle);
+}
+
 TEST(RegionProtocolTest, WhatIsNoRequestIsRefused) {
-  std::string wrong = EncodeRegionRequest(7);
+  std::string wrong = EncodeRegionRequest({.bytes = 7});
   wrong[3] ^= 1;
+  std::string reserved = EncodeRegionRequest(Offer());
+  reserved[24] = 1;
+  std::string mixed = EncodeRegionRequest(Offer());
+  mixed[5] = 'N';
   for (const std::string& packet :
-       {std::string(), std::string("GET / HTTP"), EncodeRegionRequest(7).substr(1),
-        EncodeRegionRequest(7) + "x", wrong}) {
+       {std::string(), std::string("GET / HTTP"), EncodeRegionRequest({.bytes = 7}).substr(1),
+        EncodeRegionRequest({.bytes = 7}) + "x", wrong, reserved, mixed,
+        EncodeRegionRequest(Offer()).substr(0, 16), EncodeRegionRequest(Offer()) + "x"}) {
     const auto decoded = DecodeRegionRequest(packet);
     EXPECT_EQ(decoded.status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(decoded.status().message()), HasSubstr("accepted: 16 bytes"));
+    EXPECT_THAT(
+        std::string(decoded.status().message()),
+        HasSubstr("accepted: 16 bytes that begin with FBREGN1, 96 that begin with FBREGD1"));
   }
 }
 
