@@ -18,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/heap_allocator.h"
+#include "tests/support/arriving_problem.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
 #include "tests/support/fake_device.h"
@@ -27,11 +28,10 @@
 namespace flashbias::cuda {
 namespace {
 
+using support::ArrivingProblem;
 using support::AttentionCase;
 using support::FakeDevice;
 using support::FakePlanner;
-using support::Materialise;
-using support::OwnedProblem;
 using support::RunAndWait;
 using ::testing::ElementsAre;
 using ::testing::Pair;
@@ -59,88 +59,6 @@ std::string ReferenceBytes(const AttentionCase& c) {
   return OutputBytesOf(reference, c);
 }
 
-// A streamed request as the server has it: a block of inputs that fills by and by, and one of
-// outputs.
-class Request {
- public:
-  Request(AttentionBackend& backend, const AttentionCase& c)
-      : owned_(Materialise(c)), problem_(owned_.problem()) {
-    const auto kv_bytes = static_cast<size_t>(owned_.kv_elements()) * SizeOf(c.dtype);
-    o_bytes_ = static_cast<size_t>(owned_.q_elements()) * SizeOf(c.dtype);
-    size_t bytes = 0;
-    std::vector<const void**> pointers;
-    const auto add = [&](const void** pointer, size_t size) {
-      if (size == 0) return;
-      pointers.push_back(pointer);
-      tensors_.push_back({.from = static_cast<const char*>(*pointer), .at = bytes, .bytes = size});
-      bytes += (size + 255) / 256 * 256;
-    };
-    add(&problem_.q, o_bytes_);
-    add(&problem_.k, kv_bytes);
-    add(&problem_.v, kv_bytes);
-    if (problem_.bias_kind == BiasKind::kLowRank) {
-      const size_t factor = SizeOf(problem_.low_rank.dtype);
-      add(&problem_.low_rank.phi_q, static_cast<size_t>(owned_.phi_q_elements()) * factor);
-      add(&problem_.low_rank.phi_k, static_cast<size_t>(owned_.phi_k_elements()) * factor);
-    }
-    inputs_ = *backend.host_allocator().Allocate(bytes);
-    std::memset(inputs_.data(), 0xff, bytes);
-    for (size_t n = 0; n < pointers.size(); ++n) *pointers[n] = inputs_.data() + tensors_[n].at;
-    lse_bytes_ =
-        problem_.lse == nullptr ? 0 : static_cast<size_t>(owned_.lse_elements()) * sizeof(float);
-    outputs_ = *backend.host_allocator().Allocate((o_bytes_ + 255) / 256 * 256 + lse_bytes_ + 1);
-    problem_.o = outputs_.data();
-    if (problem_.lse != nullptr) {
-      problem_.lse = reinterpret_cast<float*>(outputs_.data() + (o_bytes_ + 255) / 256 * 256);
-    }
-    upload_ = backend.StartUpload(inputs_);
-  }
-
-  bool has_upload() const { return upload_ != nullptr; }
-  const AttentionProblem& problem() const { return problem_; }
-  size_t input_bytes() const { return inputs_.size(); }
-
-  // A chunk of each tensor in turn, up to `share` of all; with 1, all is there.
-  void Send(double share, size_t chunk = 700) {
-    for (bool more = true; more;) {
-      more = false;
-      for (Tensor& tensor : tensors_) {
-        const auto end = static_cast<size_t>(static_cast<double>(tensor.bytes) * share);
-        if (tensor.sent >= end) continue;
-        const size_t size = std::min(chunk, end - tensor.sent);
-        char* const to = inputs_.data() + tensor.at + tensor.sent;
-        std::memcpy(to, tensor.from + tensor.sent, size);
-        if (upload_ != nullptr) upload_->Written(to, size);
-        tensor.sent += size;
-        more = true;
-      }
-    }
-    if (share == 1 && upload_ != nullptr) upload_->AllWritten();
-  }
-  void Cancel() { upload_ = nullptr; }
-
-  std::string OutputBytes() const {
-    return std::string(static_cast<const char*>(problem_.o), o_bytes_) +
-           std::string(reinterpret_cast<const char*>(problem_.lse), lse_bytes_);
-  }
-
- private:
-  struct Tensor {
-    const char* from;
-    size_t at;
-    size_t bytes;
-    size_t sent = 0;
-  };
-  OwnedProblem owned_;
-  AttentionProblem problem_;
-  std::vector<Tensor> tensors_;
-  size_t o_bytes_ = 0;
-  size_t lse_bytes_ = 0;
-  HostBlock inputs_;
-  HostBlock outputs_;
-  std::unique_ptr<UploadAhead> upload_;  // goes before its block
-};
-
 class UploadAheadTest : public ::testing::Test {
  protected:
   ~UploadAheadTest() override {
@@ -161,7 +79,7 @@ class UploadAheadTest : public ::testing::Test {
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
   }
-  absl::Status Run(const Request& request) {
+  absl::Status Run(const ArrivingProblem& request) {
     const AttentionProblem problems[] = {request.problem()};
     return RunAndWait(*backend_, problems).status();
   }
@@ -182,7 +100,7 @@ TEST_F(UploadAheadTest, BeginsWithTheFirstPieceAndTheRunCopiesNoInput) {
   Start();
   const AttentionCase c = CaseOf(60);
   {
-    Request request(*backend_, c);
+    ArrivingProblem request(*backend_, c);
     ASSERT_TRUE(request.has_upload());
     EXPECT_EQ(DeviceMemory(), static_cast<int64_t>(request.input_bytes()));
     request.Send(0.2);  // two pieces of each tensor
@@ -204,7 +122,7 @@ TEST_F(UploadAheadTest, AnswersAreThoseOfTheKernels) {
     AttentionCase c = support::RandomCase(seed);
     if (c.dtype == DType::kFloat32) c.dtype = DType::kFloat16;
     c.byte_offset = 0;
-    Request request(*backend_, c);
+    ArrivingProblem request(*backend_, c);
     request.Send(1, 1 + seed * 131 % 5000);
     ASSERT_TRUE(Run(request).ok());
     EXPECT_TRUE(request.OutputBytes() == ReferenceBytes(c)) << Describe(c);
@@ -216,7 +134,7 @@ TEST_F(UploadAheadTest, AnswersAreThoseOfTheKernels) {
 TEST_F(UploadAheadTest, ARunWaitsForCopiesThatAreUnderWay) {
   Start();
   const AttentionCase c = CaseOf(60);
-  Request request(*backend_, c);
+  ArrivingProblem request(*backend_, c);
   device_->HoldUploads();
   request.Send(1);
   const AttentionProblem problems[] = {request.problem()};
@@ -239,7 +157,7 @@ TEST_F(UploadAheadTest, ARunWaitsForCopiesThatAreUnderWay) {
 
 TEST_F(UploadAheadTest, PiecesAreNotTiny) {
   Start();
-  Request request(*backend_, CaseOf(60));
+  ArrivingProblem request(*backend_, CaseOf(60));
   request.Send(1, 10);
   ASSERT_TRUE(Run(request).ok());
   // 5760 bytes of each of three tensors in chunks of 10.
@@ -248,14 +166,14 @@ TEST_F(UploadAheadTest, PiecesAreNotTiny) {
 
 TEST_F(UploadAheadTest, AllTogetherTakeAtMostHalfOfTheMemory) {
   Start(/*device_bytes=*/64 << 10);
-  Request first(*backend_, CaseOf(60));  // 17664 bytes
-  Request second(*backend_, CaseOf(60));
-  Request third(*backend_, CaseOf(40));
+  ArrivingProblem first(*backend_, CaseOf(60));  // 17664 bytes
+  ArrivingProblem second(*backend_, CaseOf(60));
+  ArrivingProblem third(*backend_, CaseOf(40));
   EXPECT_TRUE(first.has_upload());
   EXPECT_FALSE(second.has_upload());
   EXPECT_TRUE(third.has_upload());
   first.Cancel();
-  Request fourth(*backend_, CaseOf(60));
+  ArrivingProblem fourth(*backend_, CaseOf(60));
   EXPECT_TRUE(fourth.has_upload()) << "its share came back";
 }
 
@@ -273,7 +191,7 @@ TEST_F(UploadAheadTest, IsNotStartedForNothing) {
 TEST_F(UploadAheadTest, GivesWayToRunsThatNeedTheMemory) {
   Start(/*device_bytes=*/64 << 10);
   const AttentionCase c = CaseOf(60);
-  Request slow(*backend_, c);
+  ArrivingProblem slow(*backend_, c);
   ASSERT_TRUE(slow.has_upload());
   slow.Send(0.5);
   AttentionCase large = CaseOf(140);  // 52 KiB and a workspace
@@ -288,7 +206,7 @@ TEST_F(UploadAheadTest, GivesWayToRunsThatNeedTheMemory) {
 TEST_F(UploadAheadTest, GivesWayWhileItsCopiesAreUnderWay) {
   Start(/*device_bytes=*/64 << 10);
   const AttentionCase c = CaseOf(60);
-  Request slow(*backend_, c);
+  ArrivingProblem slow(*backend_, c);
   device_->HoldUploads();
   slow.Send(0.7);
   AttentionCase large = CaseOf(140);
@@ -312,7 +230,7 @@ TEST_F(UploadAheadTest, ARunThatMustWaitForMemoryDropsIt) {
   std::string got;
   std::thread run([&] { got = OutputBytesOf(*backend_, large); });
   ASSERT_TRUE(device_->WaitForHistory("upload", 2));
-  Request request(*backend_, c);
+  ArrivingProblem request(*backend_, c);
   ASSERT_TRUE(request.has_upload());
   request.Send(1);
   absl::Status status;
@@ -340,10 +258,10 @@ TEST_F(UploadAheadTest, RunsThatWaitForMemoryDoNotWaitForEachOther) {
   device_->HoldKernels();
   std::thread first([&] { EXPECT_TRUE(OutputBytesOf(*backend_, tiny) == ReferenceBytes(tiny)); });
   ASSERT_TRUE(device_->WaitForHistory("upload", 2));
-  Request a(*backend_, c);
-  Request b(*backend_, c);
+  ArrivingProblem a(*backend_, c);
+  ArrivingProblem b(*backend_, c);
   std::vector<std::thread> runs;
-  for (Request* const request : {&a, &b}) {
+  for (ArrivingProblem* const request : {&a, &b}) {
     ASSERT_TRUE(request->has_upload());
     request->Send(1);
     runs.emplace_back([this, request] { EXPECT_TRUE(Run(*request).ok()); });
@@ -358,10 +276,10 @@ TEST_F(UploadAheadTest, RunsThatWaitForMemoryDoNotWaitForEachOther) {
 
 TEST_F(UploadAheadTest, ABatchOfSeveralGoesInPartsToo) {
   Start(/*device_bytes=*/64 << 10);
-  std::vector<std::unique_ptr<Request>> requests;
+  std::vector<std::unique_ptr<ArrivingProblem>> requests;
   std::vector<AttentionProblem> batch;
   for (uint64_t n = 0; n < 6; ++n) {
-    requests.push_back(std::make_unique<Request>(*backend_, CaseOf(30, n)));
+    requests.push_back(std::make_unique<ArrivingProblem>(*backend_, CaseOf(30, n)));
     requests.back()->Send(1);
     batch.push_back(requests.back()->problem());
   }
@@ -381,7 +299,7 @@ TEST_F(UploadAheadTest, AnErrorIsNoneOfTheRequests) {
   for (const Call call : {Call::kCopy, Call::kRecord, Call::kUse}) {
     for (const int skip : {0, 1, 3}) {
       const AttentionCase c = CaseOf(60, static_cast<uint64_t>(errors));
-      Request request(*backend_, c);
+      ArrivingProblem request(*backend_, c);
       ASSERT_TRUE(request.has_upload());
       device_->FailNext(call, kInvalidConfiguration, /*sticky=*/false, skip);
       request.Send(1);
@@ -398,7 +316,7 @@ TEST_F(UploadAheadTest, AnErrorIsNoneOfTheRequests) {
 TEST_F(UploadAheadTest, ARunThatCannotWaitForItCopiesEverything) {
   Start();
   const AttentionCase c = CaseOf(60);
-  Request request(*backend_, c);
+  ArrivingProblem request(*backend_, c);
   request.Send(1);
   device_->FailNext(Call::kStreamWait, kInvalidConfiguration, /*sticky=*/false);
   ASSERT_TRUE(Run(request).ok());
@@ -408,15 +326,15 @@ TEST_F(UploadAheadTest, ARunThatCannotWaitForItCopiesEverything) {
 
 TEST_F(UploadAheadTest, ABrokenDeviceHangsNobody) {
   Start();
-  Request request(*backend_, CaseOf(60));
-  Request other(*backend_, CaseOf(60));
+  ArrivingProblem request(*backend_, CaseOf(60));
+  ArrivingProblem other(*backend_, CaseOf(60));
   other.Send(0.5);
   device_->FailNext(Call::kCopy, kIllegalAddress, /*sticky=*/true);
   request.Send(1);
   other.Send(1);
   EXPECT_EQ(Run(request).code(), absl::StatusCode::kInternal);
   EXPECT_EQ(backend_->health().code(), absl::StatusCode::kInternal);
-  Request late(*backend_, CaseOf(60));
+  ArrivingProblem late(*backend_, CaseOf(60));
   EXPECT_FALSE(late.has_upload());
 }
 
@@ -424,7 +342,7 @@ TEST_F(UploadAheadTest, ABrokenDeviceHangsNobody) {
 TEST_F(UploadAheadTest, ACancelledOneWaitsForItsCopiesAndGivesEverythingBack) {
   Start();
   device_->HoldUploads();
-  auto request = std::make_unique<Request>(*backend_, CaseOf(60));
+  auto request = std::make_unique<ArrivingProblem>(*backend_, CaseOf(60));
   request->Send(0.6);
   std::atomic<bool> gone = false;
   std::thread cancels([&] {
@@ -450,7 +368,7 @@ TEST_F(UploadAheadTest, Stress) {
         for (uint64_t n = 0; n < (support::kSlowBuild ? 8 : 25); ++n) {
           const auto tokens = static_cast<int64_t>(10 + (thread * 37 + n * 23) % 100);
           const AttentionCase c = CaseOf(tokens, 100 * thread + n);
-          Request request(*backend_, c);
+          ArrivingProblem request(*backend_, c);
           request.Send(0.5, 64 + 100 * n);
           if (n % 5 == 4) continue;
           if (n % 7 == 3) absl::SleepFor(absl::Milliseconds(2));
