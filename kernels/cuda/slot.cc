@@ -178,8 +178,8 @@ absl::Status Slot::EndPart() {
     BeginPart();
   }
   // Goes with this call, not with the slot's next run; `end` is still asked for.
-  Part part;
-  std::swap(part, part_);
+  Part part = std::move(part_);
+  part_ = {};
   part_.end = part.end;
   if (part.status.ok()) part.status = WaitForResults(part);
   if (!part.status.ok()) {
