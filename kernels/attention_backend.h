@@ -21,6 +21,7 @@
 #include "kernels/attention_problem.h"
 #include "kernels/device_memory.h"
 #include "kernels/host_memory.h"
+#include "kernels/upload_ahead.h"
 
 namespace flashbias {
 
@@ -50,7 +51,7 @@ struct ProblemStats {
 
 // What a backend holds and has met, at one moment.
 struct BackendUsage {
-  int64_t device_memory_used_bytes = 0;  // of runs in flight
+  int64_t device_memory_used_bytes = 0;  // of runs in flight and uploads ahead of them
   int64_t device_memory_size_bytes = 0;  // taken from the device, used or not
   int64_t pinned_used_bytes = 0;         // blocks of host_allocator() that someone holds
   int64_t pinned_size_bytes = 0;         // taken from the system, used or not
@@ -70,6 +71,10 @@ class AttentionBackend {
   // allocator, or is registered with it, reaches the device without another copy. Lives as long as
   // the backend; backends that were made together (kernels/backend_factory.h) share one.
   virtual HostAllocator& host_allocator() = 0;
+
+  // Begins to copy a request's inputs to the device while they arrive in a block of
+  // host_allocator(). Null: there is nothing to gain, or no room. Never waits for runs.
+  virtual std::unique_ptr<UploadAhead> StartUpload(const HostBlock& /*inputs*/) { return nullptr; }
 
   // Opens `bytes` from `offset` on of an allocation that another process made on this backend's
   // device. `ipc_handle`: how that process names the allocation, for CUDA the bytes of a

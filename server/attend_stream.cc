@@ -162,7 +162,17 @@ class AttendStreams::Call final : public Reactor {
     const absl::Status added = assembler_.Add(*message->chunk, slices, streams_->copy_pool_);
     if (!added.ok()) return Refuse(added);
     slices.clear();
+    if (request_.upload != nullptr) TellUpload(*message->chunk);
     ReadNext();
+  }
+
+  // The chunk is where it belongs.
+  void TellUpload(const wire::Chunk& chunk) {
+    for (const wire::IncomingTensor& input : request_.inputs) {
+      if (input.number == chunk.tensor) {
+        request_.upload->Written(input.to + chunk.offset, chunk.data.size);
+      }
+    }
   }
 
   void HandleHeader(StreamMessage message, std::vector<grpc::Slice> slices)
@@ -190,8 +200,9 @@ class AttendStreams::Call final : public Reactor {
                                                     ", the limit is ", streams_->budget_->limit())),
           kMemoryRetryAfter);
     }
-    absl::StatusOr<ReservedAttend> reserved =
-        ReserveAttendRequest(*std::move(parsed), *streams_->host_allocator_, std::move(held));
+    absl::StatusOr<ReservedAttend> reserved = ReserveAttendRequest(
+        *std::move(parsed), *streams_->host_allocator_, std::move(held),
+        [this](const HostBlock& inputs) { return streams_->dispatcher_->StartUpload(inputs); });
     if (!reserved.ok()) {
       return Refuse(reserved.status(), absl::IsResourceExhausted(reserved.status())
                                            ? std::optional(kMemoryRetryAfter)
@@ -226,6 +237,7 @@ class AttendStreams::Call final : public Reactor {
       if (phase_ != Phase::kReceiving) return;
       phase_ = Phase::kWaiting;
     }
+    if (request_.upload != nullptr) std::exchange(request_.upload, nullptr)->AllWritten();
     streams_->metrics_->StageFinished(Stage::kReceive, receive);
     DecodedAttend decoded = std::move(request_.decoded);
     const Ticket ticket = streams_->scheduler_->Enqueue(std::make_unique<PendingRequest>(
@@ -331,12 +343,13 @@ class AttendStreams::Call final : public Reactor {
 };
 
 AttendStreams::AttendStreams(const AttendLimits& limits, HostAllocator* host_allocator,
-                             const Clock* clock, Scheduler* scheduler, Metrics* metrics,
-                             wire::CopyPool* copy_pool)
+                             const Clock* clock, Scheduler* scheduler, const Dispatcher* dispatcher,
+                             Metrics* metrics, wire::CopyPool* copy_pool)
     : limits_(limits),
       host_allocator_(host_allocator),
       clock_(clock),
       scheduler_(scheduler),
+      dispatcher_(dispatcher),
       metrics_(metrics),
       copy_pool_(copy_pool),
       budget_(std::make_shared<StreamBudget>(limits.max_stream_bytes)) {

@@ -3,6 +3,9 @@
 //
 //   header -> memory for everything is reserved -> chunks -> queue -> batch -> header, chunks
 //
+// Where the backend can, chunks go on to the device while the rest arrives
+// (kernels/upload_ahead.h).
+//
 // Every call is finished exactly once and at once when its caller goes away, whatever it is doing:
 // gRPC's shutdown waits for ever for a callback call that is not. What a call holds goes when gRPC
 // has let go of the last message, or, where its batch runs, with the batch.
@@ -22,6 +25,7 @@
 #include "kernels/host_memory.h"
 #include "server/attend_validation.h"
 #include "server/clock.h"
+#include "server/dispatcher.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/scheduler.h"
@@ -35,7 +39,8 @@ class AttendStreams {
   using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
   AttendStreams(const AttendLimits& limits, HostAllocator* host_allocator, const Clock* clock,
-                Scheduler* scheduler, Metrics* metrics, wire::CopyPool* copy_pool);
+                Scheduler* scheduler, const Dispatcher* dispatcher, Metrics* metrics,
+                wire::CopyPool* copy_pool);
   AttendStreams(const AttendStreams&) = delete;
   AttendStreams& operator=(const AttendStreams&) = delete;
 
@@ -58,6 +63,7 @@ class AttendStreams {
   HostAllocator* const host_allocator_;
   const Clock* const clock_;
   Scheduler* const scheduler_;
+  const Dispatcher* const dispatcher_;
   Metrics* const metrics_;
   wire::CopyPool* const copy_pool_;
   const std::shared_ptr<StreamBudget> budget_;

@@ -19,9 +19,17 @@ using wire::TimingNumber;
 
 class AttendStorage final : public ProblemStorage {
  public:
-  std::shared_ptr<void> keeps;  // first: it goes when the blocks have gone
-  HostBlock inputs;             // q, k, v and the factors
-  HostBlock outputs;            // o, then lse; not initialised: the backend writes every element
+  // Once the problem has run.
+  void ReleaseInputs() {
+    upload = nullptr;
+    inputs = HostBlock();
+    regions.clear();
+  }
+
+  std::shared_ptr<void> keeps;          // first: it goes when the blocks have gone
+  HostBlock inputs;                     // q, k, v and the factors
+  std::unique_ptr<UploadAhead> upload;  // of `inputs`, or null
+  HostBlock outputs;  // o, then lse; not initialised: the backend writes every element
   std::vector<std::shared_ptr<const Region>> regions;
   std::optional<wire::RegionPlace> o_place;    // null: in `outputs`
   std::optional<wire::RegionPlace> lse_place;  // null: in `outputs`
@@ -126,7 +134,8 @@ absl::StatusOr<DecodedAttend> StageAttendRequest(ParsedAttend parsed, HostAlloca
 }
 
 absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
-                                                    std::shared_ptr<void> keeps) {
+                                                    std::shared_ptr<void> keeps,
+                                                    StartUpload start_upload) {
   ReservedAttend reserved;
   AttentionProblem& problem = reserved.decoded.problem;
   problem = parsed.valid.problem;
@@ -201,6 +210,8 @@ absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAll
   storage->o_place = parsed.fields.o_place;
   storage->lse_place = parsed.fields.lse_place;
   storage->inputs = *std::move(input_block);
+  storage->upload = start_upload(storage->inputs);
+  reserved.upload = storage->upload.get();
   storage->outputs = *std::move(output_block);
   storage->sequences = std::move(parsed.valid.sequences);
   storage->slopes = std::move(parsed.slopes);
@@ -218,8 +229,7 @@ grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
                                       const ResponseTiming& timing) {
   // The inputs need not wait for the transport, nor what is written in regions.
   auto& attend = static_cast<AttendStorage&>(*storage);
-  attend.inputs = HostBlock();
-  attend.regions.clear();
+  attend.ReleaseInputs();
   const std::optional<wire::RegionPlace> o_place = attend.o_place;
   const std::optional<wire::RegionPlace> lse_place = attend.lse_place;
   const std::shared_ptr<ProblemStorage> shared = std::move(storage);
@@ -254,7 +264,7 @@ AttendResponseStream::AttendResponseStream(const AttentionProblem& problem,
                                            std::unique_ptr<ProblemStorage> storage,
                                            const ResponseTiming& timing, int64_t chunk_bytes)
     : storage_(std::move(storage)) {
-  static_cast<AttendStorage*>(storage_.get())->inputs = HostBlock();
+  static_cast<AttendStorage*>(storage_.get())->ReleaseInputs();
   const auto rows = static_cast<uint64_t>(problem.total_q * problem.num_q_heads);
 
   wire::MessageWriter header;

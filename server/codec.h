@@ -18,11 +18,13 @@
 #include <optional>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kernels/attention_backend.h"
 #include "kernels/attention_problem.h"
 #include "kernels/host_memory.h"
+#include "kernels/upload_ahead.h"
 #include "server/attend_fields.h"
 #include "server/attend_validation.h"
 #include "server/pending_request.h"
@@ -64,12 +66,17 @@ absl::StatusOr<ParsedAttend> ParseAttendFields(AttendFields fields, std::vector<
 struct ReservedAttend {
   DecodedAttend decoded;
   std::vector<wire::IncomingTensor> inputs;  // where they belong, in storage of `decoded`
+  UploadAhead* upload = nullptr;             // of them, in that storage; null: there is none
 };
 
+using StartUpload = absl::FunctionRef<std::unique_ptr<UploadAhead>(const HostBlock&)>;
+
 // Makes room for tensors and outputs in blocks of `allocator` and lets go of the message; what is
-// in regions stays there. `keeps` lives as long as the storage. Errors as StageAttendRequest.
-absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
-                                                    std::shared_ptr<void> keeps = nullptr);
+// in regions stays there. `keeps` lives as long as the storage. `start_upload` is given the inputs'
+// block; what it returns lives until the answer is encoded. Errors as StageAttendRequest.
+absl::StatusOr<ReservedAttend> ReserveAttendRequest(
+    ParsedAttend parsed, HostAllocator& allocator, std::shared_ptr<void> keeps = nullptr,
+    StartUpload start_upload = [](const HostBlock&) { return std::unique_ptr<UploadAhead>(); });
 
 // Copies the message's tensors into a block of `allocator`, lets go of the message and makes room
 // for the outputs; what is in regions stays there. `copy_pool` null: the caller copies alone.

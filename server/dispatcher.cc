@@ -83,6 +83,12 @@ absl::Status Dispatcher::Admit(const AttentionProblem& problem) const {
   return absl::OkStatus();
 }
 
+std::unique_ptr<UploadAhead> Dispatcher::StartUpload(const HostBlock& inputs) const {
+  return Best(executors_,
+              [](const Objections& o) { return std::tuple(o.unhealthy, o.full, o.work); })
+      .StartUpload(inputs);
+}
+
 bool Dispatcher::any_healthy() const {
   return std::any_of(executors_.begin(), executors_.end(),
                      [](const auto& executor) { return executor->healthy(); });

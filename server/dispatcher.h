@@ -60,6 +60,10 @@ class Dispatcher {
   // against it.
   absl::Status Admit(const AttentionProblem& problem) const;
 
+  // To the device that a batch would go to now, which is a guess: where the request's batch goes to
+  // another one, that copies its inputs itself. Null: as AttentionBackend::StartUpload.
+  std::unique_ptr<UploadAhead> StartUpload(const HostBlock& inputs) const;
+
   size_t num_devices() const { return executors_.size(); }
   bool any_healthy() const;
 

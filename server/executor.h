@@ -44,6 +44,9 @@ class Executor {
   // What the backend says.
   bool healthy() const { return backend_->health().ok(); }
   absl::Status Admit(const AttentionProblem& problem) const { return backend_->Admit(problem); }
+  std::unique_ptr<UploadAhead> StartUpload(const HostBlock& inputs) const {
+    return backend_->StartUpload(inputs);
+  }
 
   // Takes a slot for a batch of so much work that Run is about to start. REQUIRES: load() has a
   // free slot; only one thread at a time asks and claims.

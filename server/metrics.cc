@@ -61,7 +61,7 @@ class DeviceMetrics {
       : read_(std::move(read)),
         healthy_(Gauge(registry, "device_healthy", "Whether the device computes: 1, or 0.")),
         memory_used_(Gauge(registry, "device_memory_used_bytes",
-                           "Device memory that batches in flight hold.")),
+                           "Device memory that batches in flight and arriving streams hold.")),
         memory_size_(Gauge(registry, "device_memory_size_bytes",
                            "Device memory taken from the device, used or not.")),
         pinned_used_(Gauge(registry, "pinned_pool_used_bytes",

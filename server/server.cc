@@ -75,8 +75,9 @@ class Server::Impl {
           Pointers());
       metrics_.WatchRegions([regions = regions_] { return regions->usage(); });
     }
-    service_ = std::make_unique<Service>(options, WholeInfo(), &backends_[0]->host_allocator(),
-                                         &clock_, scheduler_.get(), &metrics_, regions_.get());
+    service_ =
+        std::make_unique<Service>(options, WholeInfo(), &backends_[0]->host_allocator(), &clock_,
+                                  scheduler_.get(), &dispatcher_, &metrics_, regions_.get());
     if (!options.metrics_address.empty()) {
       absl::StatusOr<std::unique_ptr<MetricsEndpoint>> endpoint =
           MetricsEndpoint::Create(options.metrics_address, metrics_);

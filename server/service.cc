@@ -132,7 +132,7 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
 
 Service::Service(const ServerOptions& options, const BackendInfo& backend,
                  HostAllocator* host_allocator, const Clock* clock, Scheduler* scheduler,
-                 Metrics* metrics, const RegionRegistry* regions)
+                 const Dispatcher* dispatcher, Metrics* metrics, const RegionRegistry* regions)
     : backend_(backend),
       host_allocator_(host_allocator),
       clock_(clock),
@@ -146,8 +146,8 @@ Service::Service(const ServerOptions& options, const BackendInfo& backend,
              .max_sequences = options.max_sequences,
              .max_message_bytes = options.max_message_bytes,
              .max_stream_bytes = options.max_stream_bytes};
-  streams_ = std::make_unique<AttendStreams>(limits_, host_allocator_, clock_, scheduler_, metrics_,
-                                             &copy_pool_);
+  streams_ = std::make_unique<AttendStreams>(limits_, host_allocator_, clock_, scheduler_,
+                                             dispatcher, metrics_, &copy_pool_);
   info_.set_version(FLASHBIAS_VERSION);
   info_.set_backend(backend_.name);
   for (const std::string& device : backend_.devices) info_.add_devices(device);

@@ -24,6 +24,7 @@
 #include "server/attend_stream.h"
 #include "server/attend_validation.h"
 #include "server/clock.h"
+#include "server/dispatcher.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/options.h"
@@ -42,7 +43,7 @@ class Service final : public v1::AttentionService::WithRawCallbackMethod_AttendS
   // that it answered. `regions`, null or with the service's life, is where calls over the unix
   // socket may have theirs.
   Service(const ServerOptions& options, const BackendInfo& backend, HostAllocator* host_allocator,
-          const Clock* clock, Scheduler* scheduler, Metrics* metrics,
+          const Clock* clock, Scheduler* scheduler, const Dispatcher* dispatcher, Metrics* metrics,
           const RegionRegistry* regions);
 
   grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,

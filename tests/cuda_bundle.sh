@@ -19,8 +19,10 @@ programs=(cuda_plan_test cuda_backend_golden_test cuda_backend_edge_test cuda_ba
   cuda_production_test cuda_production_backend_golden_test cuda_production_backend_edge_test
   cuda_production_backend_oracle_test cuda_production_backend_equivalence_test
   cuda_production_skip_promise_test cuda_regions_test)
-# Run by hand: a server and what loads it. cuda_regions_test starts the server too.
-tools=(flashbias-server flashbias-load flashbias-call)
+# Run by hand: a server and what loads it, and tests that start the server beside them.
+# cuda_regions_test starts it too.
+tools=(flashbias-server flashbias-load flashbias-call killed_callers_test killed_caller
+  large_stream_test)
 
 for program in "${programs[@]}" "${tools[@]}"; do
   if [[ ! -x $build/bin/$program ]]; then

@@ -47,14 +47,16 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
                                       : std::min(options.device_memory_bytes, free_bytes);
 
   info.max_concurrent_runs = options.slots;
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(
-      std::move(device), std::move(planner), std::move(pool), std::move(info), max_device_bytes));
+  std::unique_ptr<CudaBackend> backend(
+      new CudaBackend(std::move(device), std::move(planner), std::move(pool), std::move(info),
+                      max_device_bytes, options.ahead_piece_bytes));
   for (int n = 0; n < options.slots; ++n) {
     absl::StatusOr<std::unique_ptr<Slot>> slot =
         Slot::Create({.device = backend->device_.get(),
                       .planner = backend->planner_.get(),
                       .pool = backend->pool_.get(),
                       .arena = &backend->arena_,
+                      .mirrors = &backend->mirrors_,
                       .health = &backend->health_,
                       .direct_copy_bytes = options.direct_copy_bytes,
                       .max_spin = options.max_spin});
@@ -73,14 +75,20 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
 
 CudaBackend::CudaBackend(std::shared_ptr<DeviceApi> device, std::unique_ptr<LaunchPlanner> planner,
                          std::shared_ptr<PinnedPool> pool, BackendInfo info,
-                         size_t max_device_bytes)
+                         size_t max_device_bytes, size_t ahead_piece_bytes)
     : info_(std::move(info)),
       device_(std::move(device)),
       planner_(std::move(planner)),
       pool_(std::move(pool)),
       ipc_memory_(std::make_shared<IpcMemoryTable>(device_, info_.device_label)),
       health_(device_.get(), info_.device_label),
-      arena_(device_.get(), max_device_bytes) {}
+      arena_(device_.get(), max_device_bytes, [this] { mirrors_.RevokeIdle(); }),
+      mirrors_({.device = device_.get(),
+                .arena = &arena_,
+                .health = &health_,
+                .pool = pool_.get(),
+                .max_bytes = max_device_bytes / 2,
+                .piece_bytes = ahead_piece_bytes}) {}
 
 CudaBackend::~CudaBackend() {
   {

@@ -36,6 +36,7 @@
 #include "kernels/cuda/device_health.h"
 #include "kernels/cuda/ipc_memory.h"
 #include "kernels/cuda/launch_planner.h"
+#include "kernels/cuda/mirror_set.h"
 #include "kernels/cuda/pinned_pool.h"
 #include "kernels/cuda/slot.h"
 
@@ -54,6 +55,9 @@ struct CudaBackendOptions {
   // How long a worker asks the device whether its run is done before it goes to sleep; being woken
   // by the device takes 70 us. 0: it sleeps at once.
   absl::Duration max_spin = absl::Microseconds(200);
+  // Of a copy that is made ahead of its run, at least; requests with fewer bytes of inputs are
+  // copied when they run.
+  size_t ahead_piece_bytes = size_t{1} << 20;
 };
 
 class CudaBackend final : public AttentionBackend {
@@ -74,6 +78,9 @@ class CudaBackend final : public AttentionBackend {
   absl::Status Admit(const AttentionProblem& problem) const override;
   absl::Status health() const override { return health_.status(); }
   BackendUsage usage() const override;
+  std::unique_ptr<UploadAhead> StartUpload(const HostBlock& inputs) override {
+    return mirrors_.Start(inputs);
+  }
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -91,7 +98,8 @@ class CudaBackend final : public AttentionBackend {
   };
 
   CudaBackend(std::shared_ptr<DeviceApi> device, std::unique_ptr<LaunchPlanner> planner,
-              std::shared_ptr<PinnedPool> pool, BackendInfo info, size_t max_device_bytes);
+              std::shared_ptr<PinnedPool> pool, BackendInfo info, size_t max_device_bytes,
+              size_t ahead_piece_bytes);
 
   void WorkLoop() ABSL_LOCKS_EXCLUDED(mutex_);
   bool CanBegin() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -115,6 +123,7 @@ class CudaBackend final : public AttentionBackend {
   const std::shared_ptr<IpcMemoryTable> ipc_memory_;
   DeviceHealth health_;
   DeviceArena arena_;
+  MirrorSet mirrors_;
   std::vector<std::unique_ptr<Slot>> slots_;
 
   absl::Mutex mutex_;

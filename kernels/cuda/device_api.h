@@ -72,6 +72,9 @@ class DeviceApi {
   virtual ErrorCode Copy(void* to, const void* from, size_t bytes, CopyKind kind,
                          Stream* stream) = 0;
   virtual ErrorCode Record(Event* event, Stream* stream) = 0;
+  // What is enqueued on `stream` from now on waits, on the device, for what `event` was last
+  // recorded behind; for nothing where it never was.
+  virtual ErrorCode StreamWait(Stream* stream, Event* event) = 0;
   virtual ErrorCode Query(Event* event) = 0;  // kNotReady: not yet
   virtual ErrorCode Wait(Event* event) = 0;   // sleeps
   virtual ErrorCode Wait(Stream* stream) = 0;

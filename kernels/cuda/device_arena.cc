@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -14,8 +15,10 @@ constexpr size_t kRegionBytes = size_t{256} << 20;
 
 }  // namespace
 
-DeviceArena::DeviceArena(DeviceApi* device, size_t max_bytes)
-    : device_(device), max_bytes_(max_bytes / kAlignment * kAlignment) {}
+DeviceArena::DeviceArena(DeviceApi* device, size_t max_bytes, std::function<void()> reclaim)
+    : device_(device),
+      max_bytes_(max_bytes / kAlignment * kAlignment),
+      reclaim_(std::move(reclaim)) {}
 
 DeviceArena::~DeviceArena() {
   absl::MutexLock lock(&mutex_);
@@ -27,7 +30,14 @@ absl::StatusOr<DeviceRange> DeviceArena::Reserve(size_t bytes) {
   absl::MutexLock lock(&mutex_);
   const uint64_t ticket = next_ticket_++;
   while (turn_ != ticket) changed_.Wait(&mutex_);
-  absl::StatusOr<DeviceRange> range = ReserveInTurnLocked(bytes, /*may_wait=*/true);
+  absl::StatusOr<DeviceRange> range = ReserveInTurnLocked(bytes, /*may_wait=*/reclaim_ == nullptr);
+  if (absl::IsUnavailable(range.status())) {
+    // It gives ranges back, which takes the mutex. Turns are not: nobody comes between.
+    mutex_.Unlock();
+    reclaim_();
+    mutex_.Lock();
+    range = ReserveInTurnLocked(bytes, /*may_wait=*/true);
+  }
   ++turn_;
   if (turn_ != next_ticket_) changed_.SignalAll();
   return range;

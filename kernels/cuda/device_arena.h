@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <utility>
 #include <vector>
@@ -54,15 +55,18 @@ class DeviceArena {
     size_t size_bytes = 0;  // of regions
   };
 
-  // The device must outlive the arena; `max_bytes` bounds Usage::size_bytes.
-  DeviceArena(DeviceApi* device, size_t max_bytes);
+  // The device must outlive the arena; `max_bytes` bounds Usage::size_bytes. `reclaim`, where it is
+  // given, makes holders that can do without their ranges give them back; it is called by Reserve
+  // before it waits, with no mutex held, while nobody else is granted a range.
+  DeviceArena(DeviceApi* device, size_t max_bytes, std::function<void()> reclaim = nullptr);
   DeviceArena(const DeviceArena&) = delete;
   DeviceArena& operator=(const DeviceArena&) = delete;
   ~DeviceArena();
 
   // A range aligned to 256 bytes. Waits, first come first served, while others hold what it takes;
-  // so nobody may hold a range and ask for a second one. RESOURCE_EXHAUSTED: it takes more than the
-  // bound, or than the device has while nobody holds anything.
+  // so nobody may hold a range that cannot be reclaimed and ask for a second one.
+  // RESOURCE_EXHAUSTED: it takes more than the bound, or than the device has while nobody holds
+  // anything.
   absl::StatusOr<DeviceRange> Reserve(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // The same without waiting; UNAVAILABLE: others hold what it takes, or wait for their turn.
   absl::StatusOr<DeviceRange> TryReserve(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -91,6 +95,7 @@ class DeviceArena {
   // Constant after construction.
   DeviceApi* const device_;
   const size_t max_bytes_;
+  const std::function<void()> reclaim_;
 
   mutable absl::Mutex mutex_;
   absl::CondVar changed_;

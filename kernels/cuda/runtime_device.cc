@@ -162,6 +162,10 @@ ErrorCode RuntimeDevice::Record(Event* event, Stream* stream) {
   return cudaEventRecord(Native(event), flashbias::cuda::Native(stream));
 }
 
+ErrorCode RuntimeDevice::StreamWait(Stream* stream, Event* event) {
+  return cudaStreamWaitEvent(flashbias::cuda::Native(stream), Native(event), 0);
+}
+
 ErrorCode RuntimeDevice::Query(Event* event) {
   const cudaError_t error = cudaEventQuery(Native(event));
   if (error == cudaErrorNotReady) cudaGetLastError();  // no error of anyone's

@@ -35,6 +35,7 @@ class RuntimeDevice final : public DeviceApi {
   void DestroyEvent(Event* event) override;
   ErrorCode Copy(void* to, const void* from, size_t bytes, CopyKind kind, Stream* stream) override;
   ErrorCode Record(Event* event, Stream* stream) override;
+  ErrorCode StreamWait(Stream* stream, Event* event) override;
   ErrorCode Query(Event* event) override;
   ErrorCode Wait(Event* event) override;
   ErrorCode Wait(Stream* stream) override;

@@ -86,7 +86,6 @@ absl::Status Slot::End() {
 
 void Slot::FillPart(size_t begin) {
   part_ = {};
-  std::vector<const AttentionProblem*> problems;
   size_t bytes = 0;
   part_.end = begin;
   for (; part_.end < problems_.size(); ++part_.end) {
@@ -96,11 +95,11 @@ void Slot::FillPart(size_t begin) {
     if (part_.end > begin && bytes + more > parts_.arena->max_bytes()) break;
     bytes += more;
     part_.workspace_bytes += workspace;
-    problems.push_back(&problem);
+    part_.problems.push_back(&problem);
     part_.stats.push_back(&stats_[part_.end]);
   }
-  for (size_t n = 0; n < problems.size(); ++n) {
-    const uint64_t id = parts_.planner->GroupOf(*problems[n]);
+  for (size_t n = 0; n < part_.problems.size(); ++n) {
+    const uint64_t id = parts_.planner->GroupOf(*part_.problems[n]);
     auto group = std::find_if(part_.groups.begin(), part_.groups.end(),
                               [id](const Group& other) { return other.id == id; });
     if (group == part_.groups.end()) {
@@ -109,14 +108,53 @@ void Slot::FillPart(size_t begin) {
     }
     group->members.push_back(n);
   }
-  part_.transfers.emplace(problems, *parts_.pool, parts_.direct_copy_bytes);
+  UseMirrors();
+  PlanTransfers();
+}
+
+void Slot::UseMirrors() {
+  const auto holds = [](const void* tensor) {
+    return [tensor](const MirrorUse& use) { return use->Contains(tensor); };
+  };
+  for (const AttentionProblem* const p : part_.problems) {
+    for (const void* const tensor : {p->q, p->k, p->v, p->low_rank.phi_q, p->low_rank.phi_k}) {
+      if (tensor == nullptr ||
+          std::any_of(part_.mirrors.begin(), part_.mirrors.end(), holds(tensor))) {
+        continue;
+      }
+      if (MirrorUse use = parts_.mirrors->Use(tensor)) part_.mirrors.push_back(std::move(use));
+    }
+  }
+}
+
+void Slot::DropMirrors() {
+  for (const MirrorUse& use : part_.mirrors) use->Revoke();
+  part_.mirrors.clear();
+  PlanTransfers();
+}
+
+void Slot::PlanTransfers() {
+  const auto already = [this](const void* host, size_t bytes) -> char* {
+    for (const MirrorUse& use : part_.mirrors) {
+      if (char* const device = use->Find(host, bytes)) return device;
+    }
+    return nullptr;
+  };
+  part_.transfers.emplace(part_.problems, *parts_.pool, parts_.direct_copy_bytes, already);
 }
 
 bool Slot::Reserve(Haste haste) {
-  const size_t bytes = part_.transfers->device_bytes() + part_.workspace_bytes;
-  absl::StatusOr<DeviceRange> range =
-      haste == Haste::kOnlyIfQuick ? parts_.arena->TryReserve(bytes) : parts_.arena->Reserve(bytes);
-  if (absl::IsUnavailable(range.status())) return false;
+  const auto bytes = [this] { return part_.transfers->device_bytes() + part_.workspace_bytes; };
+  absl::StatusOr<DeviceRange> range = parts_.arena->TryReserve(bytes());
+  if (absl::IsUnavailable(range.status())) {
+    if (haste == Haste::kOnlyIfQuick) return false;
+    if (!part_.mirrors.empty()) {
+      parts_.mirrors->RevokeIdle();
+      range = parts_.arena->TryReserve(bytes());
+      if (absl::IsUnavailable(range.status())) DropMirrors();
+    }
+    if (absl::IsUnavailable(range.status())) range = parts_.arena->Reserve(bytes());
+  }
   if (range.ok()) {
     part_.range = *std::move(range);
   } else {
@@ -140,8 +178,8 @@ absl::Status Slot::EndPart() {
     BeginPart();
   }
   // Goes with this call, not with the slot's next run; `end` is still asked for.
-  Part part;
-  std::swap(part, part_);
+  Part part = std::move(part_);
+  part_ = {};
   part_.end = part.end;
   if (part.status.ok()) part.status = WaitForResults(part);
   if (!part.status.ok()) {
@@ -172,6 +210,7 @@ absl::Status Slot::EndPart() {
 absl::Status Slot::Enqueue() {
   DeviceApi& api = *parts_.device;
   FLASHBIAS_RETURN_IF_ERROR(Check(api.Record(started_, stream_), "cudaEventRecord"));
+  FLASHBIAS_RETURN_IF_ERROR(JoinMirrors());
   FLASHBIAS_RETURN_IF_ERROR(Stage(part_.transfers->gathered_input_bytes(), &part_.inputs));
   FLASHBIAS_RETURN_IF_ERROR(EnqueueUploads());
 
@@ -208,6 +247,18 @@ absl::Status Slot::Enqueue() {
   FLASHBIAS_RETURN_IF_ERROR(Check(api.Record(computed_, stream_), "cudaEventRecord"));
   FLASHBIAS_RETURN_IF_ERROR(EnqueueDownloads());
   return Check(api.Record(downloaded_, stream_), "cudaEventRecord");
+}
+
+absl::Status Slot::JoinMirrors() {
+  bool joined = true;
+  for (const MirrorUse& use : part_.mirrors) {
+    joined = joined && Check(use->Join(stream_), "cudaStreamWaitEvent").ok();
+  }
+  if (joined) return absl::OkStatus();
+  part_.range = DeviceRange();
+  DropMirrors();
+  Reserve(Haste::kNone);
+  return part_.status;
 }
 
 absl::Status Slot::EnqueueUploads() {

@@ -26,6 +26,7 @@
 #include "kernels/cuda/device_arena.h"
 #include "kernels/cuda/device_health.h"
 #include "kernels/cuda/launch_planner.h"
+#include "kernels/cuda/mirror_set.h"
 #include "kernels/cuda/pinned_pool.h"
 #include "kernels/cuda/transfer_plan.h"
 #include "kernels/heap_allocator.h"
@@ -40,6 +41,7 @@ class Slot {
     const LaunchPlanner* planner = nullptr;
     PinnedPool* pool = nullptr;
     DeviceArena* arena = nullptr;
+    MirrorSet* mirrors = nullptr;
     DeviceHealth* health = nullptr;
     size_t direct_copy_bytes = 0;  // see CudaBackendOptions
     absl::Duration max_spin;       // see CudaBackendOptions
@@ -86,7 +88,9 @@ class Slot {
     size_t workspace_bytes = 0;  // that workspaces may take: what the planner bounds them by
     size_t needed_bytes = 0;     // that they do take
     absl::Status status;
+    std::vector<const AttentionProblem*> problems;
     std::vector<ProblemStats*> stats;
+    std::vector<MirrorUse> mirrors;  // of inputs that the device has already
     std::optional<TransferPlan> transfers;
     std::vector<Group> groups;
     DeviceRange range;  // tensors, then workspaces
@@ -98,11 +102,18 @@ class Slot {
 
   // As many problems from `begin` on as fit into the arena.
   void FillPart(size_t begin);
-  // Device memory for the part, or its status; false: it would have to wait.
+  void UseMirrors();
+  // What the part's mirrors hold is copied from the host like everything else.
+  void DropMirrors();
+  void PlanTransfers();
+  // Device memory for the part, or its status; false: it would have to wait. Where it waits, it
+  // drops the part's mirrors first: nobody waits for memory while holding some.
   bool Reserve(Haste haste);
   // What goes wrong is in part_.status; EndPart returns it.
   void BeginPart();
   absl::Status EndPart();
+  // Makes the stream wait for the mirrors' copies; where that fails, drops them.
+  absl::Status JoinMirrors();
   // Everything but the waiting. Where the workspaces turn out to take more than they may, nothing
   // after the uploads is enqueued.
   absl::Status Enqueue();

@@ -38,21 +38,23 @@ size_t TensorBytes(const AttentionProblem& problem) {
 }
 
 TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
-                           const PinnedPool& pool, size_t direct_bytes)
-    : problems_(problems.begin(), problems.end()), offsets_(problems.size()) {
+                           const PinnedPool& pool, size_t direct_bytes, OnDeviceAlready already)
+    : problems_(problems.begin(), problems.end()), places_(problems.size()) {
   enum class Pass : uint8_t { kGatheredInputs, kDirectInputs, kGatheredOutputs, kDirectOutputs };
   const auto place = [&](Pass pass, std::vector<Transfer>& transfers) {
     const bool direct = pass == Pass::kDirectInputs || pass == Pass::kDirectOutputs;
-    const auto add = [&](const void* host, size_t bytes, size_t* offset) {
+    const bool inputs = pass == Pass::kGatheredInputs || pass == Pass::kDirectInputs;
+    const auto add = [&](const void* host, size_t bytes, Place* at) {
       if (bytes == 0) return;
+      if (inputs && (at->elsewhere = already(host, bytes)) != nullptr) return;
       if (direct != (bytes >= direct_bytes && pool.Contains(host, bytes))) return;
-      *offset = device_bytes_;
+      at->offset = device_bytes_;
       if (direct && !transfers.empty()) {
         // Tensors that follow each other in memory as they do on the device are one copy. What
         // lies between two outputs is not ours to write.
         Transfer& last = transfers.back();
         const size_t gap = AlignTensor(last.bytes) - last.bytes;
-        if (last.host + last.bytes + gap == host && (gap == 0 || pass == Pass::kDirectInputs) &&
+        if (last.host + last.bytes + gap == host && (gap == 0 || inputs) &&
             pool.Contains(last.host, last.bytes + gap + bytes)) {
           last.bytes += gap + bytes;
           device_bytes_ += AlignTensor(bytes);
@@ -68,8 +70,8 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
     for (size_t n = 0; n < problems_.size(); ++n) {
       const AttentionProblem& p = *problems_[n];
       const Sizes sizes(p);
-      Offsets& at = offsets_[n];
-      if (pass == Pass::kGatheredInputs || pass == Pass::kDirectInputs) {
+      Places& at = places_[n];
+      if (inputs) {
         add(p.q, sizes.q, &at.q);
         add(p.k, sizes.k, &at.k);
         add(p.v, sizes.v, &at.v);
@@ -92,18 +94,18 @@ TransferPlan::TransferPlan(absl::Span<const AttentionProblem* const> problems,
 
 AttentionProblem TransferPlan::OnDevice(size_t n, char* device) const {
   AttentionProblem problem = *problems_[n];
-  const Offsets& at = offsets_[n];
+  const Places& at = places_[n];
   const auto comes = [&problem](TensorSet tensor) { return (problem.on_device & tensor) == 0; };
-  if (comes(kTensorQ)) problem.q = device + at.q;
-  if (comes(kTensorK)) problem.k = device + at.k;
-  if (comes(kTensorV)) problem.v = device + at.v;
-  if (comes(kTensorO)) problem.o = device + at.o;
+  if (comes(kTensorQ)) problem.q = at.q.In(device);
+  if (comes(kTensorK)) problem.k = at.k.In(device);
+  if (comes(kTensorV)) problem.v = at.v.In(device);
+  if (comes(kTensorO)) problem.o = at.o.In(device);
   if (problem.lse != nullptr && comes(kTensorLse)) {
-    problem.lse = reinterpret_cast<float*>(device + at.lse);
+    problem.lse = reinterpret_cast<float*>(at.lse.In(device));
   }
   if (problem.bias_kind == BiasKind::kLowRank) {
-    if (comes(kTensorPhiQ)) problem.low_rank.phi_q = device + at.phi_q;
-    if (comes(kTensorPhiK)) problem.low_rank.phi_k = device + at.phi_k;
+    if (comes(kTensorPhiQ)) problem.low_rank.phi_q = at.phi_q.In(device);
+    if (comes(kTensorPhiK)) problem.low_rank.phi_k = at.phi_k.In(device);
   }
   return problem;
 }

@@ -7,6 +7,8 @@
 //
 //   device memory:  [gathered inputs][direct inputs][gathered outputs][direct outputs]
 //
+// Inputs that the device has already take no place there.
+//
 // Thread-safety: a plain value. Ownership: refers to the problems' tensors.
 #ifndef FLASHBIAS_KERNELS_CUDA_TRANSFER_PLAN_H_
 #define FLASHBIAS_KERNELS_CUDA_TRANSFER_PLAN_H_
@@ -14,6 +16,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
 #include "kernels/cuda/pinned_pool.h"
@@ -41,9 +44,12 @@ class TransferPlan {
     size_t offset;  // in device memory
   };
 
+  // Where the device has the bytes of an input already, aligned to kTensorAlignment; null: nowhere.
+  using OnDeviceAlready = absl::FunctionRef<char*(const void* host, size_t bytes)>;
+
   // Tensors of at least `direct_bytes` that lie in the pool go directly.
   TransferPlan(absl::Span<const AttentionProblem* const> problems, const PinnedPool& pool,
-               size_t direct_bytes);
+               size_t direct_bytes, OnDeviceAlready already);
 
   // Of the device memory, a multiple of kTensorAlignment.
   size_t device_bytes() const { return device_bytes_; }
@@ -58,16 +64,22 @@ class TransferPlan {
   size_t gathered_outputs_begin() const { return gathered_outputs_begin_; }
   size_t gathered_output_bytes() const { return gathered_output_bytes_; }
 
-  // Problem n with its tensors in the device memory that starts at `device`.
+  // Problem n with its tensors in the device memory that starts at `device`, or where they were.
   AttentionProblem OnDevice(size_t n, char* device) const;
 
  private:
-  struct Offsets {
-    size_t q = 0, k = 0, v = 0, phi_q = 0, phi_k = 0, o = 0, lse = 0;
+  struct Place {
+    size_t offset = 0;
+    char* elsewhere = nullptr;  // an address instead
+
+    char* In(char* device) const { return elsewhere != nullptr ? elsewhere : device + offset; }
+  };
+  struct Places {
+    Place q, k, v, phi_q, phi_k, o, lse;
   };
 
   std::vector<const AttentionProblem*> problems_;
-  std::vector<Offsets> offsets_;  // [problems]
+  std::vector<Places> places_;  // [problems]
   std::vector<Transfer> gathered_inputs_, direct_inputs_, gathered_outputs_, direct_outputs_;
   size_t gathered_input_bytes_ = 0;
   size_t gathered_outputs_begin_ = 0;

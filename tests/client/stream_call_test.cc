@@ -172,7 +172,7 @@ StreamServer::Handler EchoHandler(v1::AttendRequest* received = nullptr,
   };
 }
 
-constexpr AttentionClient::Options kStreamAll = {.stream_above_bytes = 0};
+const AttentionClient::Options kStreamAll = {.stream_above_bytes = 0};
 
 TEST(StreamCallTest, WhatIsSentIsWhatAttendWouldSend) {
   v1::AttendRequest received;

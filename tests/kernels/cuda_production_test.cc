@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "kernels/backend_factory.h"
 #include "tests/kernels/backend_under_test.h"
+#include "tests/support/arriving_problem.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
 #include "tests/support/pinned_problem.h"
@@ -21,6 +22,7 @@
 namespace flashbias {
 namespace {
 
+using support::ArrivingProblem;
 using support::AttentionCase;
 using support::Describe;
 using support::Materialise;
@@ -54,6 +56,65 @@ TEST(CudaProduction, WhereTensorsLieChangesNoBit) {
     ASSERT_TRUE(stats.ok()) << stats.status();
     EXPECT_TRUE(pinned.OutputBytes() == OutputBytesOf(BackendUnderTest(), c)) << Describe(c);
   }
+}
+
+// As streamed requests come: in chunks, a part of the callers leave.
+TEST(CudaProduction, InputsThatArriveByAndByChangeNoBit) {
+  std::vector<AttentionCase> cases;
+  std::vector<std::string> expected;
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    cases.push_back(seed % 2 == 0 ? Case(2000 + 700 * static_cast<int64_t>(seed), seed)
+                                  : Served(support::BigRandomCase(seed)));
+    cases.back().byte_offset = 0;
+    expected.push_back(OutputBytesOf(BackendUnderTest(), cases.back()));
+  }
+  std::vector<std::thread> threads;
+  for (size_t thread = 0; thread < 6; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (size_t n = 0; n < 24; ++n) {
+        const size_t chosen = (5 * thread + n) % cases.size();
+        ArrivingProblem problem(BackendUnderTest(), cases[chosen]);
+        problem.Send(0.6, size_t{100000} * (1 + n));
+        if (n % 8 == 7) continue;
+        problem.Send(1, size_t{100000} * (1 + n));
+        const auto stats =
+            support::RunAndWait(BackendUnderTest(), absl::MakeConstSpan(&problem.problem(), 1));
+        ASSERT_TRUE(stats.ok()) << stats.status();
+        EXPECT_TRUE(problem.OutputBytes() == expected[chosen]) << Describe(cases[chosen]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const BackendUsage usage = BackendUnderTest().usage();
+  EXPECT_EQ(usage.device_memory_used_bytes, 0);
+  EXPECT_EQ(usage.pinned_used_bytes, 0);
+  EXPECT_THAT(usage.errors, ::testing::IsEmpty());
+}
+
+// 200 MB of inputs: once they have arrived, a run finds them on the device.
+TEST(CudaProduction, AnUploadAheadLeavesTheRunLittleToUpload) {
+  AttentionCase c = Case(65536);
+  c.bias = BiasKind::kAlibi;
+  absl::Duration ahead = absl::InfiniteDuration();
+  absl::Duration with_the_run = absl::InfiniteDuration();
+  ArrivingProblem arriving(BackendUnderTest(), c);
+  ASSERT_TRUE(arriving.has_upload());
+  arriving.Send(1, size_t{1} << 20);
+  const auto problem = absl::MakeConstSpan(&arriving.problem(), 1);
+  for (int n = 0; n < 3; ++n) {
+    const auto stats = support::RunAndWait(BackendUnderTest(), problem);
+    ASSERT_TRUE(stats.ok()) << stats.status();
+    ahead = std::min(ahead, stats->front().upload);
+  }
+  arriving.Cancel();
+  for (int n = 0; n < 3; ++n) {
+    const auto stats = support::RunAndWait(BackendUnderTest(), problem);
+    ASSERT_TRUE(stats.ok()) << stats.status();
+    with_the_run = std::min(with_the_run, stats->front().upload);
+  }
+  RecordProperty("ahead", absl::FormatDuration(ahead));
+  RecordProperty("with_the_run", absl::FormatDuration(with_the_run));
+  EXPECT_LT(2 * ahead, with_the_run);
 }
 
 // Many threads, mixed shapes and groups, runs in flight: each answer is, bit by bit, that of the

@@ -406,6 +406,72 @@ TEST_F(AttendStreamTest, ABackendErrorIsInternal) {
   EXPECT_THAT(result.error_message(), HasSubstr("device fell over"));
 }
 
+// What a backend was told of one request's inputs.
+struct ToldUpload {
+  const HostBlock* inputs = nullptr;
+  std::string written;  // what it was told of, as it was then
+  bool all = false;
+  bool gone = false;
+};
+
+class TellingUpload final : public UploadAhead {
+ public:
+  explicit TellingUpload(ToldUpload* told) : told_(told) {}
+  ~TellingUpload() override {
+    // Its block goes later.
+    EXPECT_NE(told_->inputs->data(), nullptr);
+    told_->gone = true;
+  }
+  void Written(const char* data, size_t bytes) override {
+    EXPECT_GE(data, told_->inputs->data());
+    EXPECT_LE(data + bytes, told_->inputs->data() + told_->inputs->size());
+    EXPECT_FALSE(told_->all);
+    told_->written.append(data, bytes);
+  }
+  void AllWritten() override { told_->all = true; }
+
+ private:
+  ToldUpload* const told_;
+};
+
+TEST_F(AttendStreamTest, TheBackendHearsOfEachChunk) {
+  StartWithMetrics();
+  ToldUpload told;
+  backend_->set_uploads([&](const HostBlock& inputs) {
+    told = {.inputs = &inputs};
+    return std::make_unique<TellingUpload>(&told);
+  });
+  const v1::AttendRequest request = Request();
+  const auto chunks = ChunksOf(request, 64);
+  std::string sent;
+  for (const auto& chunk : chunks) sent += chunk.chunk().data();
+
+  Stream stream(stub_.get());
+  auto status = std::async(std::launch::async, [&] { return stream.SendAndFinish(request, 64); });
+  ASSERT_TRUE(backend_->WaitForRunsInFlight(1));
+  EXPECT_EQ(told.written, sent) << "chunk by chunk, each when it is in its place";
+  EXPECT_TRUE(told.all) << "before it runs";
+  EXPECT_FALSE(told.gone) << "while it runs";
+  backend_->EndRun();
+  EXPECT_TRUE(status.get().ok());
+  EXPECT_TRUE(told.gone);
+
+  // A caller that leaves.
+  {
+    auto stub = NewStub();
+    Stream leaves(stub.get());
+    leaves.rpc->Write(HeaderOf(request));
+    leaves.rpc->WaitForInitialMetadata();
+    EXPECT_FALSE(told.gone) << "it begins with the header";
+    leaves.rpc->Write(chunks[0]);
+    leaves.context.TryCancel();
+    leaves.Finish();
+  }
+  ExpectNothingHeld();
+  EXPECT_TRUE(told.gone);
+  EXPECT_FALSE(told.all);
+}
+
 // Callers that go away while the server is receiving: by cancelling and by closing the connection,
 // before the header, after it, between chunks and before the last.
 TEST_F(AttendStreamTest, CallersThatVanishWhileTheySendLeaveNothing) {

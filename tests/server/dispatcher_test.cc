@@ -77,6 +77,25 @@ class DispatcherTest : public testing::Test {
   std::unique_ptr<Dispatcher> dispatcher_;
 };
 
+TEST_F(DispatcherTest, UploadsGoWhereTheNextBatchWould) {
+  Start(3, 2);
+  int uploads_to = -1;
+  for (int n = 0; n < 3; ++n) {
+    backends_[static_cast<size_t>(n)]->set_uploads([&uploads_to, n](const HostBlock& /*inputs*/) {
+      uploads_to = n;
+      return nullptr;
+    });
+  }
+  for (const int device : {0, 1, 2}) {
+    dispatcher_->StartUpload(HostBlock());
+    EXPECT_EQ(uploads_to, device);
+    Run(100);
+  }
+  Break(0);  // idle, but not healthy
+  dispatcher_->StartUpload(HostBlock());
+  EXPECT_EQ(uploads_to, 1);
+}
+
 TEST_F(DispatcherTest, AllDevicesAreUsedLeastLoadedFirst) {
   Start(3, 2);
   Run(100);

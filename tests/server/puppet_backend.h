@@ -9,6 +9,8 @@
 #include <cassert>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <memory>
 #include <new>
 #include <utility>
 #include <vector>
@@ -72,6 +74,16 @@ class PuppetBackend final : public AttentionBackend {
   BackendUsage usage() const override {
     MutexLock lock(&mutex_);
     return usage_;
+  }
+  // What StartUpload does from now on; at first nothing.
+  using Uploads = std::function<std::unique_ptr<UploadAhead>(const HostBlock&)>;
+  void set_uploads(Uploads uploads) {
+    MutexLock lock(&mutex_);
+    uploads_ = std::move(uploads);
+  }
+  std::unique_ptr<UploadAhead> StartUpload(const HostBlock& inputs) override {
+    MutexLock lock(&mutex_);
+    return uploads_ == nullptr ? nullptr : uploads_(inputs);
   }
   // With full on, host memory is refused.
   void set_memory_full(bool full) { host_allocator_.full = full; }
@@ -182,6 +194,7 @@ class PuppetBackend final : public AttentionBackend {
   absl::Status health_ ABSL_GUARDED_BY(mutex_);
   absl::Status admit_ ABSL_GUARDED_BY(mutex_);
   BackendUsage usage_ ABSL_GUARDED_BY(mutex_);
+  Uploads uploads_ ABSL_GUARDED_BY(mutex_);
   std::deque<RunInFlight> runs_ ABSL_GUARDED_BY(mutex_);
   std::vector<size_t> sizes_ ABSL_GUARDED_BY(mutex_);
 };

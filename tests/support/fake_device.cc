@@ -63,9 +63,11 @@ struct FakeDevice::FakeStream {
 };
 
 struct FakeDevice::FakeEvent {
-  bool recorded = false;
-  bool done = false;
+  int recorded = 0;
+  int reached = 0;  // of these, on the stream
   absl::Time time;
+
+  bool done() const { return recorded > 0 && reached == recorded; }
 };
 
 ForeignMemory::ForeignMemory(size_t bytes, uint8_t handle_byte)
@@ -122,6 +124,16 @@ void FakeDevice::HoldKernels() {
 void FakeDevice::ReleaseKernels() {
   absl::MutexLock lock(&mutex_);
   kernels_held_ = false;
+}
+
+void FakeDevice::HoldUploads() {
+  absl::MutexLock lock(&mutex_);
+  uploads_held_ = true;
+}
+
+void FakeDevice::ReleaseUploads() {
+  absl::MutexLock lock(&mutex_);
+  uploads_held_ = false;
 }
 
 std::vector<std::string> FakeDevice::history() const {
@@ -333,6 +345,12 @@ ErrorCode FakeDevice::Copy(void* to, const void* from, size_t bytes, CopyKind ki
     if (!registered && Touches(registered_memory_, host, bytes)) return kInvalidValue;
     pinned = registered || Holds(pinned_memory_, host, bytes);
     Push(fake, [this, to, from, bytes, up, number = fake->number] {
+      if (up) {
+        absl::MutexLock held(&mutex_);
+        const auto released = [&]()
+                                  ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !uploads_held_; };
+        mutex_.Await(absl::Condition(&released));
+      }
       std::memcpy(to, from, bytes);
       absl::MutexLock done(&mutex_);
       history_.push_back(absl::StrCat(up ? "upload " : "download ", number));
@@ -346,12 +364,26 @@ ErrorCode FakeDevice::Record(cuda::Event* event, cuda::Stream* stream) {
   absl::MutexLock lock(&mutex_);
   const ErrorCode code = BeginLocked(Call::kRecord);
   if (code != kSuccess) return code;
-  fake->recorded = true;
-  fake->done = false;
+  ++fake->recorded;
   Push(reinterpret_cast<FakeStream*>(stream), [this, fake] {
     absl::MutexLock done(&mutex_);
-    fake->done = true;
+    ++fake->reached;
     fake->time = absl::Now();
+  });
+  return kSuccess;
+}
+
+ErrorCode FakeDevice::StreamWait(cuda::Stream* stream, cuda::Event* event) {
+  const auto* const fake = reinterpret_cast<FakeEvent*>(event);
+  absl::MutexLock lock(&mutex_);
+  const ErrorCode code = BeginLocked(Call::kStreamWait);
+  if (code != kSuccess) return code;
+  Push(reinterpret_cast<FakeStream*>(stream), [this, fake, recorded = fake->recorded] {
+    absl::MutexLock waiting(&mutex_);
+    const auto reached = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return dead_ != kSuccess || fake->reached >= recorded;
+    };
+    mutex_.Await(absl::Condition(&reached));
   });
   return kSuccess;
 }
@@ -359,13 +391,13 @@ ErrorCode FakeDevice::Record(cuda::Event* event, cuda::Stream* stream) {
 ErrorCode FakeDevice::Query(cuda::Event* event) {
   absl::MutexLock lock(&mutex_);
   if (dead_ != kSuccess) return dead_;
-  return reinterpret_cast<FakeEvent*>(event)->done ? kSuccess : kNotReady;
+  return reinterpret_cast<FakeEvent*>(event)->done() ? kSuccess : kNotReady;
 }
 
 ErrorCode FakeDevice::Wait(cuda::Event* event) {
   auto* const fake = reinterpret_cast<FakeEvent*>(event);
   const auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return dead_ != kSuccess || fake->done || !fake->recorded;
+    return dead_ != kSuccess || fake->reached == fake->recorded;
   };
   absl::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(&over));
@@ -386,7 +418,7 @@ ErrorCode FakeDevice::Elapsed(cuda::Event* from, cuda::Event* to, float* millise
   if (dead_ != kSuccess) return dead_;
   const auto* const begin = reinterpret_cast<FakeEvent*>(from);
   const auto* const end = reinterpret_cast<FakeEvent*>(to);
-  if (!begin->done || !end->done) return kNotReady;
+  if (!begin->done() || !end->done()) return kNotReady;
   *milliseconds = static_cast<float>(absl::ToDoubleMilliseconds(end->time - begin->time));
   return kSuccess;
 }

@@ -65,6 +65,7 @@ class FakeDevice final : public cuda::DeviceApi {
     kOpenIpc,
     kCopy,
     kRecord,
+    kStreamWait,
     kLaunch,
     kKernel
   };
@@ -83,9 +84,11 @@ class FakeDevice final : public cuda::DeviceApi {
   int open_ipc() const;
   int opened_ipc() const;
 
-  // Kernels wait until they are released.
+  // Kernels, or uploads, wait until they are released.
   void HoldKernels();
   void ReleaseKernels();
+  void HoldUploads();
+  void ReleaseUploads();
 
   // What has happened on the streams, in order: "upload", "kernel", "download", each with the
   // stream's number: "kernel 0".
@@ -119,6 +122,7 @@ class FakeDevice final : public cuda::DeviceApi {
   cuda::ErrorCode Copy(void* to, const void* from, size_t bytes, cuda::CopyKind kind,
                        cuda::Stream* stream) override;
   cuda::ErrorCode Record(cuda::Event* event, cuda::Stream* stream) override;
+  cuda::ErrorCode StreamWait(cuda::Stream* stream, cuda::Event* event) override;
   cuda::ErrorCode Query(cuda::Event* event) override;
   cuda::ErrorCode Wait(cuda::Event* event) override;
   cuda::ErrorCode Wait(cuda::Stream* stream) override;
@@ -153,6 +157,7 @@ class FakeDevice final : public cuda::DeviceApi {
 
   mutable absl::Mutex mutex_;
   bool kernels_held_ ABSL_GUARDED_BY(mutex_) = false;
+  bool uploads_held_ ABSL_GUARDED_BY(mutex_) = false;
   cuda::ErrorCode dead_ ABSL_GUARDED_BY(mutex_) = cuda::kSuccess;
   std::map<Call, std::vector<Injection>> injections_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> history_ ABSL_GUARDED_BY(mutex_);
