@@ -339,7 +339,9 @@ AttendStreams::AttendStreams(const AttendLimits& limits, HostAllocator* host_all
       scheduler_(scheduler),
       metrics_(metrics),
       copy_pool_(copy_pool),
-      budget_(std::make_shared<StreamBudget>(limits.max_stream_bytes)) {}
+      budget_(std::make_shared<StreamBudget>(limits.max_stream_bytes)) {
+  metrics_->WatchStreams([budget = budget_] { return budget->reserved(); });
+}
 
 AttendStreams::Reactor* AttendStreams::Begin(grpc::CallbackServerContext* context) {
   auto* const call = new Call(this, context);

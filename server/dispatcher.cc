@@ -54,15 +54,20 @@ BackendState Dispatcher::state(int device) const {
       .state;
 }
 
-void Dispatcher::Run(std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed) {
+Dispatcher::Claim Dispatcher::ClaimSlot(const Batch& batch) {
   // A device may have failed since state() was asked. Slots only come free meanwhile, and the batch
   // must go somewhere: a free slot weighs more than health.
-  const int device = batch->problems()[0].device;
+  const int device = batch.problems()[0].device;
   Executor& chosen = device != kAnyDevice ? *executors_[static_cast<size_t>(device)]
                                           : Best(executors_, [](const Objections& o) {
                                               return std::tuple(o.full, o.unhealthy, o.work);
                                             });
-  chosen.Run(std::move(batch), [this, freed = std::move(slot_freed)]() mutable {
+  chosen.Claim(batch.work());
+  return Claim(&chosen);
+}
+
+void Dispatcher::Run(Claim claim, std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed) {
+  claim.executor_->Run(std::move(batch), [this, freed = std::move(slot_freed)]() mutable {
     if (none_left_ != nullptr && !any_healthy() && !none_left_called_.exchange(true)) none_left_();
     std::move(freed)();
   });

@@ -30,6 +30,13 @@ namespace flashbias::server {
 class Dispatcher {
  public:
   using NoneLeft = absl::AnyInvocable<void()>;
+  // A slot that waits for the batch it was taken for, which must come.
+  class Claim {
+   private:
+    friend class Dispatcher;
+    explicit Claim(Executor* executor) : executor_(executor) {}
+    Executor* executor_;
+  };
 
   // The backends (at least one), the clock and the metrics must outlive the dispatcher. `none_left`
   // is called once, on a backend's thread and with no mutex held, when a batch has ended and no
@@ -42,9 +49,12 @@ class Dispatcher {
   // That of the device which the next batch with this BatchKey::device goes to.
   BackendState state(int device = kAnyDevice) const;
 
-  // As Executor::Run, on the device that the batch's problems name. REQUIRES: state() of that had a
-  // free slot; only one thread starts batches.
-  void Run(std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed);
+  // Takes a slot for the batch, on the device that its problems name. REQUIRES: state() of that had
+  // a free slot; only one thread at a time asks and claims.
+  Claim ClaimSlot(const Batch& batch);
+
+  // As Executor::Run, in the slot claimed for the batch.
+  void Run(Claim claim, std::unique_ptr<Batch> batch, Executor::SlotFreed slot_freed);
 
   // OK where every healthy device that may run the problem could, else what one of them says
   // against it.

@@ -20,9 +20,18 @@ Executor::~Executor() { WaitUntilIdle(absl::InfiniteFuture()); }
 ExecutorLoad Executor::load() const {
   MutexLock lock(&mutex_);
   ExecutorLoad load;
-  load.state = {.slots = slots_, .free_slots = slots_ - static_cast<int>(running_.size())};
+  load.state = {.slots = slots_,
+                .free_slots = slots_ - claims_ - static_cast<int>(running_.size())};
+  load.work = claimed_work_;
   for (const auto& batch : running_) load.work += batch->work();
   return load;
+}
+
+void Executor::Claim(int64_t work) {
+  MutexLock lock(&mutex_);
+  ++claims_;
+  claimed_work_ += work;
+  assert(claims_ + static_cast<int>(running_.size()) <= slots_);
 }
 
 void Executor::Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) {
@@ -30,7 +39,9 @@ void Executor::Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) {
   metrics_->BatchStarted(running->num_requests(), running->work(), running->tokens());
   {
     MutexLock lock(&mutex_);
-    assert(static_cast<int>(running_.size()) < slots_);
+    assert(claims_ > 0);
+    --claims_;
+    claimed_work_ -= running->work();
     running_.push_back(std::move(batch));
   }
   const absl::Time start = clock_->Now();

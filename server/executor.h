@@ -25,7 +25,7 @@ namespace flashbias::server {
 
 struct ExecutorLoad {
   BackendState state;
-  int64_t work = 0;  // of the batches that run, estimated score elements
+  int64_t work = 0;  // of the batches that run or are about to, estimated score elements
 };
 
 class Executor {
@@ -45,10 +45,13 @@ class Executor {
   bool healthy() const { return backend_->health().ok(); }
   absl::Status Admit(const AttentionProblem& problem) const { return backend_->Admit(problem); }
 
-  // Starts the batch and returns. When it ends the slot is free first, then `slot_freed` is called,
-  // then every request is finished: with its result, or, where the backend failed, with INTERNAL,
-  // or RESOURCE_EXHAUSTED where the backend said that.
-  // REQUIRES: a free slot; only one thread starts batches.
+  // Takes a slot for a batch of so much work that Run is about to start. REQUIRES: load() has a
+  // free slot; only one thread at a time asks and claims.
+  void Claim(int64_t work) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Starts the batch in the slot claimed for it and returns. When it ends the slot is free first,
+  // then `slot_freed` is called, then every request is finished: with its result, or, where the
+  // backend failed, with INTERNAL, or RESOURCE_EXHAUSTED where the backend said that.
   void Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Finishes the requests of all running batches with `status` now; their results are discarded.
@@ -62,7 +65,7 @@ class Executor {
   void OnDone(Batch* running, absl::Time start, const absl::Status& status, SlotFreed slot_freed)
       ABSL_LOCKS_EXCLUDED(mutex_);
   bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return running_.empty() && finishing_ == 0;
+    return claims_ == 0 && running_.empty() && finishing_ == 0;
   }
 
   // Constant after construction.
@@ -72,6 +75,9 @@ class Executor {
   const int slots_;
 
   mutable Mutex mutex_;
+  // Slots whose batch has not come yet, and its work.
+  int claims_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t claimed_work_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::unique_ptr<Batch>> running_ ABSL_GUARDED_BY(mutex_);
   // Batches whose slot is free again but whose requests are still being finished.
   int finishing_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -136,6 +136,7 @@ class Source final : public prometheus::Collectable {
       device_regions_.Set(static_cast<double>(usage.device_regions));
       device_region_bytes_.Set(static_cast<double>(usage.device_bytes));
     }
+    if (read_streams_ != nullptr) stream_bytes_.Set(static_cast<double>(read_streams_()));
     return registry_->Collect();
   }
   prometheus::Registry& registry() { return *registry_; }
@@ -143,6 +144,7 @@ class Source final : public prometheus::Collectable {
     devices_ = std::make_unique<DeviceMetrics>(std::move(read), *registry_);
   }
   void WatchRegions(std::function<RegionUsage()> read) { read_regions_ = std::move(read); }
+  void WatchStreams(std::function<int64_t()> read) { read_streams_ = std::move(read); }
 
  private:
   prometheus::Gauge& Gauge(const std::string& name, const std::string& help) {
@@ -167,6 +169,10 @@ class Source final : public prometheus::Collectable {
             "Regions of callers' device memory that are open, withdrawn ones in use included.");
   prometheus::Gauge& device_region_bytes_ =
       Gauge("device_region_bytes", "Memory of these regions.");
+  std::function<int64_t()> read_streams_;
+  prometheus::Gauge& stream_bytes_ =
+      Gauge("stream_reserved_bytes",
+            "Host memory that streams have reserved, until their answers have left.");
 };
 
 }  // namespace
@@ -341,6 +347,10 @@ std::shared_ptr<prometheus::Collectable> Metrics::collectable() const { return i
 
 void Metrics::WatchRegions(std::function<RegionUsage()> read) {
   impl_->source->WatchRegions(std::move(read));
+}
+
+void Metrics::WatchStreams(std::function<int64_t()> read) {
+  impl_->source->WatchStreams(std::move(read));
 }
 
 void Metrics::WatchDevices(ReadDevices read) { impl_->source->WatchDevices(std::move(read)); }

@@ -71,6 +71,8 @@ class Metrics {
   void WatchDevices(ReadDevices read);
   // The same for regions; without it there are none. `read` lives as long as the metrics.
   void WatchRegions(std::function<RegionUsage()> read);
+  // The same for the bytes of host memory that streams have reserved.
+  void WatchStreams(std::function<int64_t()> read);
 
   // The text exposition format.
   std::string Serialize() const;

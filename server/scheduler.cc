@@ -77,7 +77,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
   Ticket ticket{.id = 0, .completion = request->completion()};
   const absl::Status admitted = dispatcher_->Admit(request->problem());
   std::optional<Outcome> refusal;
-  bool polls = false;
+  bool accepted = false;
   {
     MutexLock lock(&mutex_);
     refusal = RefusalLocked(request->queue_bytes(), now);
@@ -104,14 +104,13 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
       queue_bytes_ += request->queue_bytes();
       group.queue.push_back({.id = ticket.id, .request = std::move(request)});
       places_.emplace(ticket.id, Place{.key = key, .at = std::prev(group.queue.end())});
-      changed_ = true;
-      polls = options_.start_at_once && !polling_;
-      if (polls) polling_ = true;
+      accepted = true;
+      changed_ = !options_.start_at_once;
       QueueChangedLocked();
     }
   }
   if (refusal.has_value()) ticket.completion->Finish(*std::move(refusal));
-  if (polls) PollInTurn(now, kMaxBatchesAtOnce);
+  if (accepted && options_.start_at_once) PollFor(now, kMaxBatchesAtOnce);
   return ticket;
 }
 
@@ -168,45 +167,27 @@ void Scheduler::Cancel(const Ticket& ticket, absl::Status status) {
   }
 }
 
-absl::Time Scheduler::Poll(absl::Time now) {
-  {
-    MutexLock lock(&mutex_);
-    if (polling_) {
-      changed_ = true;
-      return absl::InfiniteFuture();  // the other thread sets next_poll_
-    }
-    polling_ = true;
-  }
-  return PollInTurn(now, std::numeric_limits<int>::max());
-}
+absl::Time Scheduler::Poll(absl::Time now) { return PollFor(now, std::numeric_limits<int>::max()); }
 
-absl::Time Scheduler::PollInTurn(absl::Time now, int max_batches) {
-  for (int batches = 0;;) {
-    std::vector<std::unique_ptr<PendingRequest>> expired;
-    std::unique_ptr<Batch> batch;
+absl::Time Scheduler::PollFor(absl::Time now, int max_batches) {
+  for (int batches = 0;; ++batches) {
+    Step step;
     {
       MutexLock lock(&mutex_);
-      changed_ = batches == max_batches;
-      if (!changed_) {
-        expired = TakeExpiredLocked(now);
-        std::tie(batch, next_poll_) = NextBatchLocked(now);
-      }
-      if (batch == nullptr && expired.empty()) {
-        polling_ = false;
-        NotifyLocked();
-        return next_poll_;
-      }
-      if (batch != nullptr) ++dispatching_;
+      if (batches < max_batches) step = NextStepLocked(now);
+      // What is left may be due as well, and this thread is busy for a while.
+      changed_ = !places_.empty() && (batches == max_batches || step.batch != nullptr);
       QueueChangedLocked();
+      if (step.batch == nullptr && step.expired.empty()) return next_poll_;
+      if (step.batch != nullptr) ++dispatching_;
     }
-    for (auto& request : expired) {
+    for (auto& request : step.expired) {
       if (PendingRequest::Fail(std::move(request), Expired("while the request was queued"))) {
         metrics_->Rejected(RejectReason::kDeadline);
       }
     }
-    if (batch == nullptr) continue;
-    dispatcher_->Run(std::move(batch), [this] { OnSlotFreed(); });
-    ++batches;
+    if (step.batch == nullptr) continue;
+    dispatcher_->Run(*step.claim, std::move(step.batch), [this] { OnSlotFreed(); });
     now = std::max(now, clock_->Now());
     MutexLock lock(&mutex_);
     --dispatching_;
@@ -291,7 +272,8 @@ std::vector<std::unique_ptr<PendingRequest>> Scheduler::TakeExpiredLocked(absl::
   return expired;
 }
 
-std::pair<std::unique_ptr<Batch>, absl::Time> Scheduler::NextBatchLocked(absl::Time now) {
+Scheduler::Step Scheduler::NextStepLocked(absl::Time now) {
+  Step step{.expired = TakeExpiredLocked(now), .batch = nullptr, .claim = std::nullopt};
   std::vector<std::pair<absl::Time, BatchKey>> by_age;
   by_age.reserve(groups_.size());
   for (const auto& [key, group] : groups_) {
@@ -308,10 +290,15 @@ std::pair<std::unique_ptr<Batch>, absl::Time> Scheduler::NextBatchLocked(absl::T
                                .oldest_enqueue = oldest};
     const BatchDecision decision =
         DecideBatch(summary, dispatcher_->state(key.device), options_.batch, now);
-    if (decision.cut) return {CutLocked(key), now};
+    if (decision.cut) {
+      step.batch = CutLocked(key);
+      step.claim = dispatcher_->ClaimSlot(*step.batch);
+      return step;
+    }
     again = std::min(again, decision.wait_until);
   }
-  return {nullptr, again};
+  next_poll_ = again;
+  return step;
 }
 
 std::unique_ptr<Batch> Scheduler::CutLocked(const BatchKey& key) {

@@ -87,8 +87,8 @@ class Scheduler {
   void Cancel(const Ticket& ticket, absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Drops what expired, starts every batch that is due and has a slot; returns when to call again
-  // unless AwaitChange returns before. Returns at once where another thread is at it, which then
-  // looks again itself.
+  // unless AwaitChange returns before. Several threads may be at it: the queue is looked at one
+  // after the other, batches are started side by side.
   absl::Time Poll(absl::Time now) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Returns when something happened since the last Poll that may make another one useful, at the
@@ -123,9 +123,15 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, const Clock* clock, Dispatcher* dispatcher,
             Metrics* metrics);
 
-  // Poll by whoever has set polling_. Ends after so many batches at the latest, so that a caller
-  // with other duties gets away from a queue that others keep filling.
-  absl::Time PollInTurn(absl::Time now, int max_batches) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What is to be done about the queue next.
+  struct Step {
+    std::vector<std::unique_ptr<PendingRequest>> expired;
+    std::unique_ptr<Batch> batch;  // null: nothing to start
+    std::optional<Dispatcher::Claim> claim;
+  };
+  // Poll, but for at most so many batches, so that a caller with other duties gets away from a
+  // queue that others keep filling.
+  absl::Time PollFor(absl::Time now, int max_batches) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnSlotFreed() ABSL_LOCKS_EXCLUDED(mutex_);
 
   std::optional<Outcome> RefusalLocked(int64_t bytes, absl::Time now) const
@@ -134,9 +140,9 @@ class Scheduler {
   std::unique_ptr<PendingRequest> RemoveLocked(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<std::unique_ptr<PendingRequest>> TakeExpiredLocked(absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The batch to start now, or null and when to look again.
-  std::pair<std::unique_ptr<Batch>, absl::Time> NextBatchLocked(absl::Time now)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes the batch to start now and what has expired out of the queue; sets next_poll_ where there
+  // is no batch.
+  Step NextStepLocked(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::unique_ptr<Batch> CutLocked(const BatchKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // To be called after every change of the queue: gauges and waiters.
   void QueueChangedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -144,7 +150,7 @@ class Scheduler {
   void NotifyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Whether AwaitChange has waited long enough.
   bool PollIsDueLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !polling_ && (changed_ || next_poll_ < waiting_until_);
+    return changed_ || next_poll_ < waiting_until_;
   }
 
   // Constant after construction.
@@ -156,7 +162,6 @@ class Scheduler {
   Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool changed_ ABSL_GUARDED_BY(mutex_) = false;  // since the last look at the queue
-  bool polling_ ABSL_GUARDED_BY(mutex_) = false;  // a thread is in PollInTurn
   absl::Time next_poll_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   absl::Time waiting_until_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // in AwaitChange
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;

@@ -24,6 +24,7 @@ class ChildProcess {
   ChildProcess& operator=(ChildProcess&&) = delete;
   ~ChildProcess();
 
+  pid_t pid() const { return pid_; }  // 0: it was waited for
   void Signal(int signal) const;
   bool Running();
 

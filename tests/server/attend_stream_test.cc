@@ -174,7 +174,10 @@ class AttendStreamTest : public testing::Test {
 
   // Nothing is in flight and no host memory is held, in at most ten seconds.
   void ExpectNothingHeld() {
-    if (server_->metrics_port() != 0) AwaitMetric("flashbias_inflight_requests 0");
+    if (server_->metrics_port() != 0) {
+      AwaitMetric("flashbias_inflight_requests 0");
+      AwaitMetric("flashbias_stream_reserved_bytes 0");
+    }
     AwaitMemory([](size_t used) { return used == 0; });
   }
   void AwaitMemory(const std::function<bool(size_t)>& wanted) {
@@ -355,13 +358,14 @@ TEST_F(AttendStreamTest, MoreThanAStreamMayHoldIsRefusedForGood) {
 
 TEST_F(AttendStreamTest, StreamsThatHoldTheMemoryMakeOthersComeAgain) {
   options_.max_stream_bytes = 1 << 20;
-  Start();
+  StartWithMetrics();
   backend_->set_automatic(true);
   v1::AttendRequest small = Request(5000, 8);  // q and o take 640 KB together
   small.set_want_lse(false);
   Stream first(stub_.get());
   first.rpc->Write(HeaderOf(small));
   first.rpc->WaitForInitialMetadata();
+  AwaitMetric("flashbias_stream_reserved_bytes 640512");
   EXPECT_GT(backend_->memory_used(), 2u * 5000 * 64);
 
   Stream second(stub_.get());

@@ -51,7 +51,8 @@ class DispatcherTest : public testing::Test {
     batch->Add(std::make_unique<PendingRequest>(
         PendingRequest::Params{.problem = problem},
         [this](Outcome outcome) { answers_.push_back(std::move(outcome.status)); }));
-    dispatcher_->Run(std::move(batch), [this] { ++freed_; });
+    const Dispatcher::Claim claim = dispatcher_->ClaimSlot(*batch);
+    dispatcher_->Run(claim, std::move(batch), [this] { ++freed_; });
   }
 
   // Runs in flight of each device.

@@ -32,6 +32,7 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
            "flashbias_queue_requests gauge",
            "flashbias_queue_bytes gauge",
            "flashbias_inflight_requests gauge",
+           "flashbias_stream_reserved_bytes gauge",
            "flashbias_shm_regions gauge",
            "flashbias_shm_region_bytes gauge",
            "flashbias_tiles_computed_total counter",
@@ -196,6 +197,16 @@ TEST(MetricsTest, RegionsAreReadAtEveryScrape) {
   text = metrics.Serialize();
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_regions 0\n"));
   EXPECT_THAT(text, HasSubstr("\nflashbias_shm_region_bytes 0\n"));
+}
+
+TEST(MetricsTest, StreamsAreReadAtEveryScrape) {
+  Metrics metrics("1", "cpu");
+  EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_stream_reserved_bytes 0\n"));
+  int64_t bytes = 12345;
+  metrics.WatchStreams([&] { return bytes; });
+  EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_stream_reserved_bytes 12345\n"));
+  bytes = 0;
+  EXPECT_THAT(metrics.Serialize(), HasSubstr("\nflashbias_stream_reserved_bytes 0\n"));
 }
 
 TEST(MetricsEndpointTest, ServesWhatIsCounted) {
