@@ -141,7 +141,7 @@ bool CudaBackend::BeginHere(PendingRun* run) {
   absl::Status status = Prepare(*run);
   bool begun = true;
   if (status.ok()) {
-    begun = slot->Begin(run->problems, run->stats, Slot::Haste::kOnlyIfQuick);
+    begun = BeginQuickly(*slot, *run);
   }
   absl::MutexLock lock(&mutex_);
   --beginning_;
@@ -151,6 +151,11 @@ bool CudaBackend::BeginHere(PendingRun* run) {
     free_slots_.push_back(slot);
   }
   return begun;
+}
+
+bool CudaBackend::BeginQuickly(Slot& slot, const PendingRun& run) {
+  const absl::MutexLock turn(&begin_mutex_);
+  return slot.Begin(run.problems, run.stats, Slot::Haste::kOnlyIfQuick);
 }
 
 void CudaBackend::WorkLoop() {
@@ -178,7 +183,9 @@ void CudaBackend::WorkLoop() {
     absl::Status status = std::move(next.status);
     if (!begun) {
       status = Prepare(next.run);
-      if (status.ok()) next.slot->Begin(next.run.problems, next.run.stats, Slot::Haste::kNone);
+      if (status.ok() && !BeginQuickly(*next.slot, next.run)) {
+        next.slot->Begin(next.run.problems, next.run.stats, Slot::Haste::kNone);
+      }
     }
     if (status.ok()) status = next.slot->End();
     {

@@ -91,6 +91,7 @@ class Slot {
     std::vector<Group> groups;
     DeviceRange range;  // tensors, then workspaces
     HostBlock inputs, plans, outputs;
+    const TileCounts* last_counts = nullptr;  // in `outputs`: what arrives last
   };
 
   explicit Slot(const Parts& parts) : parts_(parts) {}
@@ -107,7 +108,9 @@ class Slot {
   absl::Status Enqueue();
   absl::Status EnqueueUploads();
   absl::Status EnqueueDownloads();
-  absl::Status WaitForResults();
+  // Looks at memory first, then asks the device, then sleeps: asking keeps other threads from
+  // enqueueing.
+  absl::Status WaitForResults(const Part& part);
   absl::Status AddBetween(Event* from, Event* to, absl::Duration* sum);
 
   // A block for staging: pinned, or, where the pool has none left, from the heap: slower, never
