@@ -4,26 +4,19 @@
 //   cuda_regions_test [GTEST FLAGS...]          skipped (exit code 77) where there is no device
 //   cuda_regions_test --call_until_killed=TARGET    what this program starts to be killed
 #include <cuda_runtime_api.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <iostream>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "client/attention_client.h"
 #include "gmock/gmock.h"
@@ -32,9 +25,9 @@
 #include "tests/integration/http_get.h"
 #include "tests/integration/placed_request.h"
 #include "tests/integration/remote_problem.h"
+#include "tests/integration/server_process.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
-#include "tests/support/npz.h"
 #include "tests/support/owned_problem.h"
 
 namespace flashbias::integration {
@@ -98,110 +91,55 @@ class Allocation {
   cudaIpcMemHandle_t handle_{};
 };
 
-// Where flashbias-server is: beside this program, or in the tools of a bundle.
-std::string ServerProgram() {
-  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
-  const std::filesystem::path beside = here / "flashbias-server";
-  return std::filesystem::exists(beside) ? beside.string()
-                                         : (here / "../tools/flashbias-server").string();
+absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer() {
+  return ServerProcess::Start({"--backend=cuda", "--shared_memory=on"});
 }
 
-// flashbias-server on the machine's GPUs.
-class ServerProcess {
- public:
-  void Start() {
-    std::string pattern = ::testing::TempDir() + "/flashbias_XXXXXX";
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    directory_ = pattern;
-    auto server = ChildProcess::Start(
-        ServerProgram(),
-        {"--backend=cuda", "--shared_memory=on", absl::StrCat("--listen_unix=", SocketPath()),
-         "--listen_address=127.0.0.1:0", "--metrics_address=127.0.0.1:0",
-         absl::StrCat("--port_file=", directory_, "/ports")},
-        directory_ + "/server.log");
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_.emplace(*std::move(server));
-    const absl::Time give_up = absl::Now() + kPatience;
-    while (!std::filesystem::exists(directory_ + "/ports")) {
-      ASSERT_TRUE(server_->Running()) << server_->Output();
-      ASSERT_LT(absl::Now(), give_up) << server_->Output();
-      absl::SleepFor(absl::Milliseconds(5));
-    }
-    const absl::StatusOr<std::string> ports = support::ReadFile(directory_ + "/ports");
-    ASSERT_TRUE(ports.ok()) << ports.status();
-    for (const absl::string_view line : absl::StrSplit(*ports, '\n')) {
-      const std::vector<std::string> words = absl::StrSplit(line, '=');
-      if (words[0] == "metrics_port") {
-        ASSERT_TRUE(absl::SimpleAtoi(words.back(), &metrics_port_)) << *ports;
-      }
-    }
-  }
-  ~ServerProcess() {
-    if (!server_.has_value()) return;
-    server_->Signal(SIGTERM);
-    const absl::StatusOr<int> code = server_->Wait(kPatience);
-    EXPECT_TRUE(code.ok() && *code == 0) << server_->Output();
-    server_.reset();
-    std::filesystem::remove_all(directory_);
-  }
+std::unique_ptr<AttentionClient> NewClient(const ServerProcess& server) {
+  auto client =
+      AttentionClient::Create({.target = server.unix_target(), .retry = {.max_attempts = 1}});
+  EXPECT_TRUE(client.ok()) << client.status();
+  return *std::move(client);
+}
 
-  std::string Target() const { return "unix:" + SocketPath(); }
-  std::unique_ptr<AttentionClient> NewClient() const {
-    auto client = AttentionClient::Create({.target = Target(), .retry = {.max_attempts = 1}});
-    EXPECT_TRUE(client.ok()) << client.status();
-    return *std::move(client);
+// Whether the gauge comes to this value within ten seconds.
+bool AwaitGauge(const ServerProcess& server, const std::string& name, double value) {
+  const absl::Time give_up = absl::Now() + absl::Seconds(10);
+  double last = -1;
+  while (absl::Now() < give_up) {
+    absl::StatusOr<Samples> samples = server.Metrics();
+    if (samples.ok()) last = (*samples)["flashbias_" + name];
+    if (last == value) return true;
+    absl::SleepFor(absl::Milliseconds(5));
   }
-  Samples Metrics() const {
-    absl::StatusOr<Samples> samples = Scrape(metrics_port_);
-    EXPECT_TRUE(samples.ok()) << samples.status();
-    return samples.ok() ? *std::move(samples) : Samples();
-  }
-  // Whether the gauge comes to this value within ten seconds.
-  bool AwaitGauge(const std::string& name, double value) const {
-    const absl::Time give_up = absl::Now() + absl::Seconds(10);
-    double last = 0;
-    while (absl::Now() < give_up) {
-      last = Metrics()["flashbias_" + name];
-      if (last == value) return true;
-      absl::SleepFor(absl::Milliseconds(5));
-    }
-    std::cout << name << " is " << last << "\n";
-    return false;
-  }
-  bool Running() { return server_->Running(); }
-  std::string Output() const { return server_->Output(); }
-
- private:
-  std::string SocketPath() const { return directory_ + "/socket"; }
-
-  std::string directory_;
-  std::optional<ChildProcess> server_;
-  int metrics_port_ = 0;
-};
+  std::cout << name << " is " << last << "\n";
+  return false;
+}
 
 class CudaRegionsTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    server_ = std::make_unique<ServerProcess>();
-    server_->Start();
+    auto server = StartServer();
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
   }
   static void TearDownTestSuite() { server_ = nullptr; }
 
   void SetUp() override {
-    ASSERT_TRUE(server_->Running()) << server_->Output();
-    client_ = server_->NewClient();
+    ASSERT_NE(server_, nullptr);
+    client_ = NewClient(*server_);
   }
   // Every test leaves the server as it was.
   void TearDown() override {
     client_ = nullptr;
-    for (const char* gauge :
-         {"shm_regions", "shm_region_bytes", "registered_bytes", "shm_unregistered_regions",
-          "device_regions", "device_region_bytes", "queue_requests", "inflight_requests"}) {
-      EXPECT_TRUE(server_->AwaitGauge(gauge, 0)) << gauge;
-    }
-    Samples samples = server_->Metrics();
-    EXPECT_EQ(samples["flashbias_device_healthy{device=\"0\"}"], 1);
-    for (const auto& [name, value] : samples) {
+    EXPECT_TRUE(server_->AwaitNothingHeld(absl::Seconds(10)).ok())
+        << server_->AwaitNothingHeld(absl::ZeroDuration()) << "\n"
+        << server_->Output();
+    absl::StatusOr<Samples> samples = server_->Metrics();
+    ASSERT_TRUE(samples.ok()) << samples.status();
+    EXPECT_EQ((*samples)["flashbias_shm_unregistered_regions"], 0);
+    EXPECT_EQ((*samples)["flashbias_device_healthy{device=\"0\"}"], 1);
+    for (const auto& [name, value] : *samples) {
       EXPECT_FALSE(name.starts_with("flashbias_cuda_errors_total")) << name << " " << value;
     }
   }
@@ -277,8 +215,8 @@ std::unique_ptr<ServerProcess> CudaRegionsTest::server_;
 
 TEST_F(CudaRegionsTest, SharedMemoryIsRegisteredAndGivesTheReferencesAnswers) {
   const std::unique_ptr<SharedRegion> region = NewShared(64 * kMiB);
-  EXPECT_TRUE(server_->AwaitGauge("registered_bytes", 64.0 * kMiB));
-  EXPECT_TRUE(server_->AwaitGauge("shm_unregistered_regions", 0));
+  EXPECT_TRUE(AwaitGauge(*server_, "registered_bytes", 64.0 * kMiB));
+  EXPECT_TRUE(AwaitGauge(*server_, "shm_unregistered_regions", 0));
   for (const size_t gap : {size_t{256}, size_t{7}}) {
     for (uint64_t seed = 0; seed < 16; ++seed) {
       ExpectAnswer(Served(support::BigRandomCase(seed)), region->data(), gap, seed % 3 == 0);
@@ -289,8 +227,8 @@ TEST_F(CudaRegionsTest, SharedMemoryIsRegisteredAndGivesTheReferencesAnswers) {
 TEST_F(CudaRegionsTest, DeviceMemoryGivesTheReferencesAnswersAtAnyAddress) {
   const Allocation memory(256 * kMiB);
   const std::unique_ptr<DeviceRegion> region = Register(memory.View());
-  EXPECT_TRUE(server_->AwaitGauge("device_regions", 1));
-  EXPECT_TRUE(server_->AwaitGauge("device_region_bytes", 256.0 * kMiB));
+  EXPECT_TRUE(AwaitGauge(*server_, "device_regions", 1));
+  EXPECT_TRUE(AwaitGauge(*server_, "device_region_bytes", 256.0 * kMiB));
   for (const size_t gap : {size_t{256}, size_t{16}, size_t{2}, size_t{7}}) {
     for (uint64_t seed = 0; seed < 24; ++seed) {
       ExpectAnswer(Served(support::BigRandomCase(seed)), memory.data(), gap, seed % 5 == 0);
@@ -389,7 +327,7 @@ TEST_F(CudaRegionsTest, WhatCannotBeOpenedIsRefused) {
 // The same allocation, offered by two clients: the server opens it once.
 TEST_F(CudaRegionsTest, TwoClientsMayOfferOneAllocation) {
   const Allocation memory(8 * kMiB);
-  const std::unique_ptr<AttentionClient> other = server_->NewClient();
+  const std::unique_ptr<AttentionClient> other = NewClient(*server_);
   auto theirs = other->RegisterDeviceMemory(memory.View());
   ASSERT_TRUE(theirs.ok()) << theirs.status();
   const std::unique_ptr<DeviceRegion> ours = Register(memory.View());
@@ -437,10 +375,9 @@ TEST_F(CudaRegionsTest, CallersAtOnce) {
 TEST_F(CudaRegionsTest, KilledCallersLeaveNothingAndTheNextCallSucceeds) {
   const Allocation memory(8 * kMiB);
   for (int kill = 0; kill < 20; ++kill) {
-    auto caller =
-        ChildProcess::Start(std::filesystem::read_symlink("/proc/self/exe").string(),
-                            {absl::StrCat(std::string(kCallFlag), server_->Target())},
-                            absl::StrCat(::testing::TempDir(), "/cuda_regions_caller.", getpid()));
+    auto caller = ChildProcess::Start(
+        ProgramPath("cuda_regions_test"),
+        {absl::StrCat(std::string(kCallFlag), server_->unix_target())}, server_->Path("caller"));
     ASSERT_TRUE(caller.ok()) << caller.status();
     const absl::Time give_up = absl::Now() + kPatience;
     while (caller->Output().find("calling") == std::string::npos) {
@@ -457,10 +394,8 @@ TEST_F(CudaRegionsTest, KilledCallersLeaveNothingAndTheNextCallSucceeds) {
       const std::unique_ptr<DeviceRegion> region = Register(memory.View());
       ExpectAnswer(Small(), memory.data(), 3);
     }
-    for (const char* gauge : {"device_regions", "shm_regions", "registered_bytes"}) {
-      ASSERT_TRUE(server_->AwaitGauge(gauge, 0)) << gauge << " after kill " << kill;
-    }
-    ASSERT_TRUE(server_->Running()) << server_->Output();
+    const absl::Status nothing = server_->AwaitNothingHeld(absl::Seconds(10));
+    ASSERT_TRUE(nothing.ok()) << nothing << " after kill " << kill << "\n" << server_->Output();
   }
 }
 
@@ -469,9 +404,9 @@ TEST(CudaRegionsOfTwoDevices, ARequestRunsWhereItsMemoryIs) {
   int devices = 0;
   ASSERT_CUDA(cudaGetDeviceCount(&devices));
   if (devices < 2) GTEST_SKIP() << "needs two devices";
-  ServerProcess server;
-  server.Start();
-  const std::unique_ptr<AttentionClient> client = server.NewClient();
+  const auto server = StartServer();
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::unique_ptr<AttentionClient> client = NewClient(**server);
   const Allocation on_first(8 * kMiB);
   ASSERT_CUDA(cudaSetDevice(1));
   const Allocation on_second(8 * kMiB);
@@ -487,9 +422,10 @@ TEST(CudaRegionsOfTwoDevices, ARequestRunsWhereItsMemoryIs) {
     const auto result = client->Attend(there.request(), {.result = there.result()});
     ASSERT_TRUE(result.ok()) << result.status();
   }
-  Samples samples = server.Metrics();
-  EXPECT_GT(samples["flashbias_device_memory_size_bytes{device=\"1\"}"], 0);
-  EXPECT_EQ(samples["flashbias_device_memory_size_bytes{device=\"0\"}"], 0)
+  absl::StatusOr<Samples> samples = (*server)->Metrics();
+  ASSERT_TRUE(samples.ok()) << samples.status();
+  EXPECT_GT((*samples)["flashbias_device_memory_size_bytes{device=\"1\"}"], 0);
+  EXPECT_EQ((*samples)["flashbias_device_memory_size_bytes{device=\"0\"}"], 0)
       << "the first device has computed";
   const PlacedRequest here(owned, on_first.data(), 3, &Copy);
   const auto result = client->Attend(here.request(), {.result = here.result()});

@@ -15,7 +15,9 @@
 namespace flashbias::integration {
 
 std::string ProgramPath(const std::string& name) {
-  return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  const std::filesystem::path in_bundle = here / ".." / "tools" / name;
+  return std::filesystem::exists(in_bundle) ? in_bundle : here / name;
 }
 
 std::string TestBackend() {
@@ -113,15 +115,16 @@ absl::Status ServerProcess::AwaitNothingHeld(absl::Duration patience) const {
     for (const auto& [name, value] : *samples) {
       for (const char* gauge :
            {"flashbias_inflight_requests", "flashbias_queue_requests", "flashbias_queue_bytes",
-            "flashbias_stream_reserved_bytes", "flashbias_shm_region",
-            "flashbias_pinned_pool_used_bytes", "flashbias_device_memory_used_bytes"}) {
+            "flashbias_stream_reserved_bytes", "flashbias_shm_region", "flashbias_device_region",
+            "flashbias_registered_bytes", "flashbias_pinned_pool_used_bytes",
+            "flashbias_device_memory_used_bytes"}) {
         if (!absl::StartsWith(name, gauge)) continue;
         ++seen;
         if (value != 0) absl::StrAppend(&held, " ", name, "=", value);
       }
     }
     // A gauge that has gone would look like nothing held.
-    constexpr int kGauges = 8;  // shm_region stands for two; one of each for one device
+    constexpr int kGauges = 11;  // the regions' stand for two each; one of the rest for one device
     if (seen < kGauges) return absl::InternalError("/metrics has not all gauges");
     if (held.empty()) return absl::OkStatus();
     if (absl::Now() > give_up) {

@@ -1,7 +1,7 @@
 // flashbias-server as a child process on free loopback ports and a unix socket, and what it holds
 // of the system.
 //
-// The program is the one beside the test's own. FLASHBIAS_TEST_BACKEND in the environment is its
+// The program is that of ProgramPath. FLASHBIAS_TEST_BACKEND in the environment is its
 // --backend: "cpu" where it is not set.
 //
 // Thread-safety: const methods from any thread. The destructor kills the process.
@@ -21,7 +21,7 @@
 
 namespace flashbias::integration {
 
-// A program beside this one.
+// A program beside this one, or among the tools of the bundle that this one is in.
 std::string ProgramPath(const std::string& name);
 // "cpu" or "cuda".
 std::string TestBackend();
