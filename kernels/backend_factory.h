@@ -28,7 +28,7 @@ struct BackendOptions {
   // Device memory for runs in flight, on each device; 0: half of what it has free at start.
   int64_t device_memory_bytes = 0;
   // Pinned host memory for requests, results and staging, shared by all devices; at least 16 MiB.
-  // Taken as it is needed and kept.
+  // Taken as it is needed; what is idle for ten seconds goes back, down to 512 MiB.
   int64_t pinned_memory_bytes = int64_t{4} << 30;
 };
 

@@ -46,7 +46,8 @@ ABSL_FLAG(int64_t, device_memory_bytes, flashbias::BackendOptions().device_memor
           "needs more: RESOURCE_EXHAUSTED. 0: half of what is free at start.");
 ABSL_FLAG(int64_t, pinned_memory_bytes, flashbias::BackendOptions().pinned_memory_bytes,
           "Pinned host memory, in bytes, for requests, results and staging with CUDA devices; at "
-          "least 16777216. Taken as it is needed and kept.");
+          "least 16777216. Taken as it is needed; what is idle for ten seconds goes back, down to "
+          "512 MiB.");
 
 ABSL_FLAG(int64_t, max_queue_requests, ServerOptions().scheduler.max_queue_requests,
           "Requests that may wait. Beyond: RESOURCE_EXHAUSTED with a retry hint.");

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "kernels/cuda/transfer_plan.h"
 
 namespace flashbias::cuda {
@@ -16,6 +17,12 @@ constexpr size_t kQuickProblems = 8;
 constexpr size_t kQuickSequences = 16;            // of a problem
 constexpr int64_t kQuickRows = int64_t{1} << 20;  // of all heads together
 constexpr int kMaxRunsAtOnce = 4;
+
+// How often idle workers look for pinned memory to give back: what has not been used for so long,
+// beyond what ordinary requests take again at once.
+constexpr absl::Duration kIdleCheck = absl::Seconds(5);
+constexpr absl::Duration kUnusedFor = absl::Seconds(10);
+constexpr size_t kKeptPinnedBytes = size_t{512} << 20;
 
 bool IsQuickToPlan(absl::Span<const AttentionProblem> problems) {
   if (problems.size() > kQuickProblems) return false;
@@ -180,10 +187,13 @@ void CudaBackend::WorkLoop() {
   for (;;) {
     BegunRun next;
     bool begun = true;
+    bool idle = false;
     {
       absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &CudaBackend::HasWork));
-      if (!begun_.empty()) {
+      idle = !mutex_.AwaitWithTimeout(absl::Condition(this, &CudaBackend::HasWork), kIdleCheck);
+      if (idle) {
+        // below, without the mutex
+      } else if (!begun_.empty()) {
         next = std::move(begun_.front());
         begun_.pop_front();
       } else if (CanBegin()) {
@@ -193,6 +203,10 @@ void CudaBackend::WorkLoop() {
       } else {
         return;
       }
+    }
+    if (idle) {
+      pool_->ReleaseIdle(absl::Now() - kUnusedFor, kKeptPinnedBytes);
+      continue;
     }
     if (!begun) {
       begun = BeginQuickly(&next);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
 namespace flashbias::cuda {
 namespace {
@@ -66,7 +67,8 @@ void PinnedPool::Free(void* data, size_t bytes) {
   absl::MutexLock lock(&mutex_);
   const size_t class_bytes = ClassOf(bytes);
   idle_[class_bytes].push_back(data);
-  --ChunkOfLocked(data).used_blocks;
+  Chunk& chunk = ChunkOfLocked(data);
+  if (--chunk.used_blocks == 0) chunk.idle_since = absl::Now();
   usage_.used_bytes -= class_bytes;
 }
 
@@ -145,20 +147,36 @@ void PinnedPool::ReleaseLocked(std::map<uintptr_t, Chunk>::iterator chunk) {
 
 bool PinnedPool::MakeRoomLocked(size_t bytes) {
   if (bytes > max_bytes_) return false;
-  // The largest first: fewest waits for the device.
-  std::vector<std::pair<size_t, uintptr_t>> idle;
-  if (usage_.size_bytes + bytes > max_bytes_) {
-    for (const auto& [begin, chunk] : chunks_) {
-      const bool is_slab = chunk.bytes > chunk.class_bytes;
-      if (chunk.used_blocks == 0) idle.emplace_back(is_slab ? 0 : chunk.bytes, begin);
-    }
-    std::sort(idle.rbegin(), idle.rend());
-  }
-  for (const auto& [order, begin] : idle) {
-    if (usage_.size_bytes + bytes <= max_bytes_) break;
+  if (usage_.size_bytes + bytes <= max_bytes_) return true;
+  for (const uintptr_t begin : IdleChunksLocked()) {
     ReleaseLocked(chunks_.find(begin));
+    if (usage_.size_bytes + bytes <= max_bytes_) return true;
   }
-  return usage_.size_bytes + bytes <= max_bytes_;
+  return false;
+}
+
+std::vector<uintptr_t> PinnedPool::IdleChunksLocked() const {
+  std::vector<std::pair<size_t, uintptr_t>> idle;
+  for (const auto& [begin, chunk] : chunks_) {
+    const bool is_slab = chunk.bytes > chunk.class_bytes;
+    if (chunk.used_blocks == 0) idle.emplace_back(is_slab ? 0 : chunk.bytes, begin);
+  }
+  std::sort(idle.rbegin(), idle.rend());
+  std::vector<uintptr_t> begins;
+  begins.reserve(idle.size());
+  for (const auto& [order, begin] : idle) begins.push_back(begin);
+  return begins;
+}
+
+void PinnedPool::ReleaseIdle(absl::Time unused_since, size_t kept_bytes) {
+  absl::MutexLock lock(&mutex_);
+  if (usage_.size_bytes - usage_.used_bytes <= kept_bytes) return;
+  for (const uintptr_t begin : IdleChunksLocked()) {
+    const auto chunk = chunks_.find(begin);
+    if (chunk->second.idle_since >= unused_since) continue;
+    ReleaseLocked(chunk);
+    if (usage_.size_bytes - usage_.used_bytes <= kept_bytes) return;
+  }
 }
 
 void* PinnedPool::TakeFromSystemLocked(size_t bytes, size_t class_bytes) {
@@ -169,7 +187,8 @@ void* PinnedPool::TakeFromSystemLocked(size_t bytes, size_t class_bytes) {
                                                                  .bytes = bytes,
                                                                  .device = device.get(),
                                                                  .class_bytes = class_bytes,
-                                                                 .used_blocks = 0});
+                                                                 .used_blocks = 0,
+                                                                 .idle_since = absl::Now()});
       usage_.size_bytes += bytes;
       return memory;
     }

@@ -4,7 +4,8 @@
 // cudaHostAlloc and cudaFreeHost wait for the device, so memory is taken in size classes (four to a
 // doubling), kept when it is given back, and given to the next one who asks for its class. Classes
 // up to 256 KiB are cut from slabs of 2 MiB. Where the bound is reached, idle memory of other
-// classes makes room, slabs of which nothing is in use last; nothing else ever frees.
+// classes makes room, slabs of which nothing is in use last. What one large request took and nobody
+// has used for a while goes back when ReleaseIdle is called.
 //
 // Memory of others that is registered here is page-locked too, and counts towards no bound of the
 // pool's: whoever registers bounds it.
@@ -22,6 +23,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "kernels/cuda/device_api.h"
 #include "kernels/host_memory.h"
 
@@ -57,6 +59,10 @@ class PinnedPool : public HostAllocator {
   // Less than the bound: a block takes up to a quarter more than it was asked for.
   size_t max_total_bytes() const override { return max_bytes_ / 5 * 4; }
 
+  // Gives memory back that was last used before `unused_since`, the largest first, while more than
+  // `kept_bytes` are idle.
+  void ReleaseIdle(absl::Time unused_since, size_t kept_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+
   Usage usage() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
@@ -65,6 +71,9 @@ class PinnedPool : public HostAllocator {
 
   // Adds idle memory of the class; false where bound or system have no more.
   bool GrowLocked(size_t class_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Chunks of which nothing is in use, the largest first and slabs last: fewest waits for the
+  // device.
+  std::vector<uintptr_t> IdleChunksLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Gives idle memory of other classes back until `bytes` more fit under the bound.
   bool MakeRoomLocked(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void* TakeFromSystemLocked(size_t bytes, size_t class_bytes)
@@ -83,6 +92,7 @@ class PinnedPool : public HostAllocator {
     DeviceApi* device;
     size_t class_bytes;
     size_t used_blocks;
+    absl::Time idle_since;  // where used_blocks is 0
   };
   Chunk& ChunkOfLocked(const void* block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Gives back a chunk of which nothing is in use.

@@ -44,6 +44,8 @@ ABSL_FLAG(std::vector<std::string>, subjects,
 ABSL_FLAG(std::string, python_target, "127.0.0.1:8500", "Where peers/python_service.py listens.");
 ABSL_FLAG(int, connections, 2, "Connections of a client.");
 ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
+ABSL_FLAG(absl::Duration, run_time, absl::ZeroDuration(),
+          "What a batch takes in service and shared, on the thread that brings it.");
 ABSL_FLAG(int, rounds, 3, "Turns that each subject gets for each figure.");
 ABSL_FLAG(absl::Duration, round, absl::Seconds(1), "Length of one turn.");
 ABSL_FLAG(bool, stages, false, "A second line for each subject: medians of the server's stages.");
@@ -157,6 +159,7 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
       .lanes = lanes,
       .tokens = std::max<int64_t>(1, size_kb * 1024 / (3 * kTensorBytesPerToken)),
       .copy_threads = absl::GetFlag(FLAGS_copy_threads),
+      .run_time = absl::GetFlag(FLAGS_run_time),
       .python_target = absl::GetFlag(FLAGS_python_target)};
   for (const std::string& argument : absl::GetFlag(FLAGS_channel_arguments)) {
     const std::pair<std::string, std::string> pair = absl::StrSplit(argument, '=');

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/attention_client.h"
 #include "kernels/backend_factory.h"
 #include "kernels/heap_allocator.h"
@@ -15,9 +17,10 @@
 namespace flashbias::bench {
 namespace {
 
+// Computes nothing, and takes its time for that.
 class NullBackend final : public AttentionBackend {
  public:
-  NullBackend() {
+  explicit NullBackend(absl::Duration run_time) : run_time_(run_time) {
     info_.name = "null";
     info_.dtypes = {DType::kFloat16};
     info_.max_concurrent_runs = 8;
@@ -26,10 +29,14 @@ class NullBackend final : public AttentionBackend {
   HostAllocator& host_allocator() override { return host_allocator_; }
   void Run(absl::Span<const AttentionProblem> /*problems*/, absl::Span<ProblemStats> /*stats*/,
            Done done) override {
+    const absl::Time end = absl::Now() + run_time_;
+    while (run_time_ > absl::ZeroDuration() && absl::Now() < end) {
+    }
     std::move(done)(absl::OkStatus());
   }
 
  private:
+  const absl::Duration run_time_;
   BackendInfo info_;
   HeapAllocator host_allocator_;
 };
@@ -95,7 +102,7 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> Make(
 absl::StatusOr<std::unique_ptr<TransportSubject>> MakeComputingNothing(const TransportSetup& setup,
                                                                        bool shared) {
   std::vector<std::unique_ptr<AttentionBackend>> backends;
-  backends.push_back(std::make_unique<NullBackend>());
+  backends.push_back(std::make_unique<NullBackend>(setup.run_time));
   return Make(setup, std::move(backends), shared);
 }
 

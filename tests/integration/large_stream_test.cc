@@ -54,7 +54,8 @@ std::vector<uint16_t> Values(size_t count) {
 TEST(LargeStreamTest, ItsAnswerIsWholeAndTheServersMemoryComesBack) {
   const int64_t rows = std::max<int64_t>(RequestBytes() / 3 / kRowBytes, 1);
   const int64_t tensor_bytes = rows * kRowBytes;
-  auto server = ServerProcess::Start({"--max_stream_bytes=17179869184"});
+  auto server =
+      ServerProcess::Start({"--max_stream_bytes=17179869184", "--pinned_memory_bytes=8589934592"});
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = client::AttentionClient::Create({.target = (*server)->tcp_target(),
                                                        .default_timeout = absl::Minutes(10),
@@ -88,6 +89,12 @@ TEST(LargeStreamTest, ItsAnswerIsWholeAndTheServersMemoryComesBack) {
     const absl::Duration took = absl::Now() - start;
     const absl::Status released = (*server)->AwaitNothingHeld(absl::Seconds(30));
     EXPECT_TRUE(released.ok()) << released;
+    // A GPU's pool of pinned memory gives back what it has not used for a while.
+    const int64_t most = before + kKeptBytes + kSlackBytes;
+    const absl::Time give_up = absl::Now() + absl::Seconds(60);
+    while (TestBackend() == "cuda" && (*server)->ResidentBytes() > most && absl::Now() < give_up) {
+      absl::SleepFor(absl::Milliseconds(100));
+    }
     const int64_t after = (*server)->ResidentBytes();
     if (n == 0) after_first = after;
     std::printf("q, k and v of %.0f MB: %.2f s; resident MB: before %.0f, peak %.0f, after %.0f\n",
@@ -95,12 +102,9 @@ TEST(LargeStreamTest, ItsAnswerIsWholeAndTheServersMemoryComesBack) {
                 1e-6 * static_cast<double>(before),
                 1e-6 * static_cast<double>((*server)->PeakResidentBytes()),
                 1e-6 * static_cast<double>(after));
-    // Sanitizers keep what is freed, and a GPU's pool keeps pinned memory within its own bound.
-    if (support::kSlowBuild) continue;
-    if (TestBackend() == "cpu") {
-      EXPECT_GE((*server)->PeakResidentBytes(), before + 4 * tensor_bytes) << "it was there";
-      EXPECT_LE(after, before + kKeptBytes + kSlackBytes);
-    }
+    if (support::kSlowBuild) continue;  // sanitizers keep what is freed
+    EXPECT_GE((*server)->PeakResidentBytes(), before + 4 * tensor_bytes) << "it was there";
+    EXPECT_LE(after, most);
     EXPECT_LE(after, after_first + kSlackBytes) << "a second call needs no more than the first";
   }
 }

@@ -403,6 +403,34 @@ TEST_F(CudaBackendTest, LargePageableTensorsGoInPieces) {
             4);
 }
 
+// As the server lays a request out: one block for q, k and v, each at a multiple of 256 bytes.
+TEST_F(CudaBackendTest, TensorsThatFollowEachOtherAreOneCopy) {
+  Start();
+  AttentionCase c = Small();
+  const OwnedProblem owned = Materialise(c);
+  AttentionProblem problem = owned.problem();
+  const size_t q_bytes = owned.q_elements() * sizeof(uint16_t);
+  const size_t kv_bytes = owned.kv_elements() * sizeof(uint16_t);
+  const size_t k_at = AlignTensor(q_bytes);
+  const size_t v_at = k_at + AlignTensor(kv_bytes);
+  const HostBlock inputs = *pool_->Allocate(v_at + kv_bytes);
+  const HostBlock outputs = *pool_->Allocate(q_bytes);
+  std::memcpy(inputs.data(), problem.q, q_bytes);
+  std::memcpy(inputs.data() + k_at, problem.k, kv_bytes);
+  std::memcpy(inputs.data() + v_at, problem.v, kv_bytes);
+  problem.q = inputs.data();
+  problem.k = inputs.data() + k_at;
+  problem.v = inputs.data() + v_at;
+  problem.o = outputs.data();
+  problem.lse = nullptr;
+  ASSERT_TRUE(Flight(*backend_, {problem}).Wait().ok());
+  EXPECT_THAT(History(),
+              ElementsAre(StartsWith("upload"), StartsWith("upload"), StartsWith("kernel"),
+                          StartsWith("download"), StartsWith("download")))
+      << "the inputs and the plan; o and the counts";
+  EXPECT_EQ(std::memcmp(problem.o, ReferenceBytes(c).data(), q_bytes), 0);
+}
+
 // While one run's kernel is held, the next runs upload on streams of their own.
 TEST_F(CudaBackendTest, RunsOverlap) {
   Start();

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/fake_device.h"
@@ -115,6 +117,20 @@ TEST_F(PinnedPoolTest, IdleSlabsMakeRoomToo) {
   EXPECT_TRUE(large.ok()) << large.status();
   EXPECT_TRUE(pool_->Contains(held->data(), held->size()));
   EXPECT_LE(device_->pinned_bytes(), 16 * kMiB);
+}
+
+TEST_F(PinnedPoolTest, WhatNobodyUsesGoesBack) {
+  Make(64 * kMiB);
+  const HostBlock held = *pool_->Allocate(8 * kMiB);
+  *pool_->Allocate(16 * kMiB);
+  *pool_->Allocate(4 * kMiB);
+  ASSERT_EQ(pool_->usage().size_bytes, 28 * kMiB);
+  pool_->ReleaseIdle(absl::Now() - absl::Hours(1), 0);
+  EXPECT_EQ(pool_->usage().size_bytes, 28 * kMiB) << "it was used a moment ago";
+  pool_->ReleaseIdle(absl::Now() + absl::Hours(1), 4 * kMiB);
+  EXPECT_EQ(pool_->usage().size_bytes, 12 * kMiB) << "the largest, and no more than has to";
+  pool_->ReleaseIdle(absl::Now() + absl::Hours(1), 0);
+  EXPECT_EQ(pool_->usage().size_bytes, 8 * kMiB) << "what is in use stays";
 }
 
 TEST_F(PinnedPoolTest, WhereTheSystemHasNoMoreTheNextDeviceIsAsked) {
