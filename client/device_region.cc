@@ -1,7 +1,7 @@
 #include "client/device_region.h"
 
+#include <poll.h>
 #include <sys/socket.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "client/region_connection.h"
 #include "client/region_map.h"
 #include "wire/region_protocol.h"
@@ -16,8 +17,8 @@
 namespace flashbias::client {
 namespace {
 
-// For the server to close the memory: calls in flight end first.
-constexpr timeval kReleasePatience = {.tv_sec = 10, .tv_usec = 0};
+// Of one call to poll.
+constexpr absl::Duration kLongestWait = absl::Hours(1);
 
 }  // namespace
 
@@ -36,6 +37,15 @@ absl::StatusOr<std::unique_ptr<DeviceRegion>> DeviceRegion::Create(const std::st
                      request.offered->handle.size(), " of a cudaIpcMemHandle_t"));
   }
   std::copy(memory.ipc_handle.begin(), memory.ipc_handle.end(), request.offered->handle.begin());
+  if (!memory.device_uuid.empty()) {
+    if (memory.device_uuid.size() != request.offered->device_uuid.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("device_uuid has ", memory.device_uuid.size(),
+                                                     " bytes; accepted: none or ",
+                                                     request.offered->device_uuid.size()));
+    }
+    std::copy(memory.device_uuid.begin(), memory.device_uuid.end(),
+              request.offered->device_uuid.begin());
+  }
   absl::StatusOr<GrantedRegion> granted = AskForRegion(unix_path, request, timeout);
   if (!granted.ok()) return granted.status();
   if (!map->Add(memory.data, memory.bytes, granted->id, /*on_device=*/true)) {
@@ -53,14 +63,29 @@ DeviceRegion::DeviceRegion(int connection, void* data, size_t size, uint64_t id,
     : connection_(connection), data_(data), size_(size), id_(id), map_(std::move(map)) {}
 
 DeviceRegion::~DeviceRegion() {
+  static_cast<void>(Release(absl::InfiniteDuration()));
+  close(connection_);
+}
+
+absl::Status DeviceRegion::Release(absl::Duration timeout) {
+  if (released_) return absl::OkStatus();
   map_->Remove(data_);
   shutdown(connection_, SHUT_WR);
-  setsockopt(connection_, SOL_SOCKET, SO_RCVTIMEO, &kReleasePatience, sizeof(kReleasePatience));
-  // Nothing comes but the end.
-  char nothing = 0;
-  while (recv(connection_, &nothing, 1, 0) < 0 && errno == EINTR) {
+  const absl::Time give_up = absl::Now() + timeout;
+  for (;;) {
+    const absl::Duration left =
+        std::clamp(give_up - absl::Now(), absl::ZeroDuration(), kLongestWait);
+    pollfd end = {.fd = connection_, .events = POLLIN, .revents = 0};
+    const int ready = poll(&end, 1, static_cast<int>(absl::ToInt64Milliseconds(left)));
+    if (ready < 0 && errno == EINTR) continue;
+    // Nothing comes but the end.
+    if (ready != 0) break;
+    if (absl::Now() >= give_up) {
+      return absl::DeadlineExceededError("the server still uses the region's memory");
+    }
   }
-  close(connection_);
+  released_ = true;
+  return absl::OkStatus();
 }
 
 }  // namespace flashbias::client

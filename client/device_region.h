@@ -24,10 +24,11 @@
 // call that failed (a deadline, a cancellation) the server may go on reading and writing until it
 // is done with the request.
 //
-// Thread-safety: constant. Ownership: the memory stays the caller's and must not be freed while the
-// region lives. The destructor takes it back from the server, which closes it once calls in flight
-// have ended: it waits for that, at most ten seconds. When this process ends, however that comes
-// about, the server closes it too. A region may outlive its client.
+// Thread-safety: constant, but for Release. Ownership: the memory stays the caller's and must not
+// be freed while the region lives. The destructor takes it back from the server, which closes it
+// once calls in flight have ended: it waits for that. Release says whether it did within a time of
+// the caller's; until it has, the memory must not be freed. When this process ends, however that
+// comes about, the server closes it too. A region may outlive its client.
 #ifndef FLASHBIAS_CLIENT_DEVICE_REGION_H_
 #define FLASHBIAS_CLIENT_DEVICE_REGION_H_
 
@@ -36,6 +37,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
@@ -51,6 +53,10 @@ struct DeviceMemoryView {
   // The 64 bytes of the cudaIpcMemHandle_t of the allocation that it lies in.
   absl::Span<const uint8_t> ipc_handle = {};
   uint64_t offset = 0;  // of `data` in that allocation, a multiple of 4
+  // The 16 bytes of cudaDeviceProp::uuid of the device that it is on. Empty: the first of the
+  // server's devices that reaches it computes there; where the server has several, that may be
+  // another one, through the link between them.
+  absl::Span<const uint8_t> device_uuid = {};
 };
 
 class DeviceRegion {
@@ -60,9 +66,14 @@ class DeviceRegion {
                                                               const DeviceMemoryView& memory,
                                                               absl::Duration timeout,
                                                               std::shared_ptr<RegionMap> map);
+  // Waits as long as calls in flight take; the death of the server ends that too.
   ~DeviceRegion();
   DeviceRegion(const DeviceRegion&) = delete;
   DeviceRegion& operator=(const DeviceRegion&) = delete;
+
+  // Takes the memory back; no call finds it from now on. DEADLINE_EXCEEDED: the server still uses
+  // it; may be asked again.
+  absl::Status Release(absl::Duration timeout);
 
   void* data() const { return data_; }
   size_t size() const { return size_; }
@@ -77,6 +88,7 @@ class DeviceRegion {
   const size_t size_;
   const uint64_t id_;
   const std::shared_ptr<RegionMap> map_;
+  bool released_ = false;
 };
 
 }  // namespace flashbias::client

@@ -7,6 +7,7 @@
 #define FLASHBIAS_KERNELS_ATTENTION_BACKEND_H_
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -30,10 +31,13 @@ struct BackendInfo {
   std::string name;                  // "cpu" or "cuda"
   std::vector<std::string> devices;  // one line each: "AVX2, 2 threads"
   std::string device_label = "0";    // names the device among its like, in metrics
+  std::string device_uuid;           // its 16 bytes; empty: it has none
   std::vector<DType> dtypes;
   int max_head_dim = kMaxHeadDim;
   std::vector<int> fast_head_dims;  // computed without padding
   int max_rank = kMaxRank;
+  // Queries or keys of one sequence.
+  int64_t max_sequence_rows = std::numeric_limits<int64_t>::max();
   int max_concurrent_runs = 1;  // how many runs may usefully be in flight at once
 };
 
@@ -78,11 +82,14 @@ class AttentionBackend {
 
   // Opens `bytes` from `offset` on of an allocation that another process made on this backend's
   // device. `ipc_handle`: how that process names the allocation, for CUDA the bytes of a
-  // cudaIpcMemHandle_t. INVALID_ARGUMENT: it names nothing that can be opened; NOT_FOUND: it names
-  // memory of another device; OUT_OF_RANGE: the range is not within the allocation, whose size is
-  // named; FAILED_PRECONDITION: this backend has no device memory. May wait for the device.
+  // cudaIpcMemHandle_t. `device_uuid`: of the device that it is on, or zeroes: not known; CUDA
+  // alone opens a handle on any device that reaches the memory. INVALID_ARGUMENT: it names nothing
+  // that can be opened; NOT_FOUND: it names memory of another device; OUT_OF_RANGE: the range is
+  // not within the allocation, whose size is named; FAILED_PRECONDITION: this backend has no device
+  // memory. May wait for the device.
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenDeviceMemory(
-      absl::Span<const uint8_t> /*ipc_handle*/, uint64_t /*offset*/, uint64_t /*bytes*/) {
+      absl::Span<const uint8_t> /*ipc_handle*/, uint64_t /*offset*/, uint64_t /*bytes*/,
+      absl::Span<const uint8_t> /*device_uuid*/) {
     return absl::FailedPreconditionError(
         absl::StrCat("the ", info().name, " backend has no device memory; accepted: host memory"));
   }

@@ -173,11 +173,15 @@ absl::Status CheckQkv(const AttendFields& fields, const AttendLimits& limits,
 
 // Entries not negative, sum equal to `total`.
 absl::Status CheckLens(const char* name, absl::Span<const int64_t> lens, const char* total_name,
-                       int64_t total) {
+                       int64_t total, int64_t max) {
   int64_t sum = 0;
   for (size_t n = 0; n < lens.size(); ++n) {
     if (lens[n] < 0) {
       return Invalid(name, "[", n, "] is ", lens[n], "; accepted: 0 or more");
+    }
+    if (lens[n] > max) {
+      return Invalid("a sequence has ", lens[n], " rows (", name, "[", n,
+                     "]); accepted by this server's backend: at most ", max);
     }
     if (__builtin_add_overflow(sum, lens[n], &sum)) {
       return Invalid(name, " sums to more than 2^63; accepted: ", total_name, " ", total);
@@ -220,10 +224,11 @@ absl::Status CheckSequences(const AttendFields& fields, const AttendLimits& limi
     q_lens = whole_q;
     kv_lens = whole_kv;
   }
-  for (const absl::Status& status : {CheckLens("q_lens", q_lens, "total_q", problem.total_q),
-                                     CheckLens("kv_lens", kv_lens, "total_kv", problem.total_kv),
-                                     CheckStarts("query_start", fields.query_start, q_lens.size()),
-                                     CheckStarts("key_start", fields.key_start, q_lens.size())}) {
+  for (const absl::Status& status :
+       {CheckLens("q_lens", q_lens, "total_q", problem.total_q, limits.max_sequence_rows),
+        CheckLens("kv_lens", kv_lens, "total_kv", problem.total_kv, limits.max_sequence_rows),
+        CheckStarts("query_start", fields.query_start, q_lens.size()),
+        CheckStarts("key_start", fields.key_start, q_lens.size())}) {
     if (!status.ok()) return status;
   }
 

@@ -9,6 +9,7 @@
 #define FLASHBIAS_SERVER_ATTEND_VALIDATION_H_
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -32,6 +33,7 @@ struct AttendLimits {
   absl::Span<const DType> dtypes = {};  // that the backend serves
   int max_head_dim = kMaxHeadDim;
   int max_rank = kMaxRank;
+  int64_t max_sequence_rows = std::numeric_limits<int64_t>::max();  // of queries or keys
   int64_t max_sequences = kMaxSequences;
   int64_t max_message_bytes = 0;  // of the response
   // Of the tensors of a stream, inputs and outputs; at most 2^48.

@@ -9,6 +9,18 @@
 
 namespace flashbias::server {
 
+namespace {
+
+using Completions = std::vector<std::shared_ptr<Completion>>;
+
+Completions CompletionsOf(const Batch& batch) {
+  Completions completions;
+  for (const auto& request : batch.requests()) completions.push_back(request->completion());
+  return completions;
+}
+
+}  // namespace
+
 Executor::Executor(AttentionBackend* backend, const Clock* clock, Metrics* metrics)
     : backend_(backend),
       clock_(clock),
@@ -37,13 +49,18 @@ void Executor::Claim(int64_t work) {
 void Executor::Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) {
   Batch* const running = batch.get();
   metrics_->BatchStarted(running->num_requests(), running->work(), running->tokens());
+  Completions completions;
+  absl::Status abandoned;
   {
     MutexLock lock(&mutex_);
     assert(claims_ > 0);
     --claims_;
     claimed_work_ -= running->work();
     running_.push_back(std::move(batch));
+    if (!abandoned_.ok()) completions = CompletionsOf(*running);
+    abandoned = abandoned_;
   }
+  for (const auto& completion : completions) completion->Finish({.status = abandoned});
   const absl::Time start = clock_->Now();
   backend_->Run(
       running->problems(), running->stats(),
@@ -84,11 +101,13 @@ void Executor::OnDone(Batch* running, absl::Time start, const absl::Status& stat
 }
 
 void Executor::Abandon(const absl::Status& status) {
-  std::vector<std::shared_ptr<Completion>> completions;
+  Completions completions;
   {
     MutexLock lock(&mutex_);
+    abandoned_ = status;
     for (const auto& batch : running_) {
-      for (const auto& request : batch->requests()) completions.push_back(request->completion());
+      const Completions more = CompletionsOf(*batch);
+      completions.insert(completions.end(), more.begin(), more.end());
     }
   }
   for (const auto& completion : completions) completion->Finish({.status = status});

@@ -57,7 +57,8 @@ class Executor {
   // backend failed, with INTERNAL, or RESOURCE_EXHAUSTED where the backend said that.
   void Run(std::unique_ptr<Batch> batch, SlotFreed slot_freed) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Finishes the requests of all running batches with `status` now; their results are discarded.
+  // Finishes the requests of all batches that run now or start later with `status`; their results
+  // are discarded.
   void Abandon(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Whether by `deadline` every batch that was started has ended and all of its requests are
@@ -78,6 +79,7 @@ class Executor {
   const int slots_;
 
   mutable Mutex mutex_;
+  absl::Status abandoned_ ABSL_GUARDED_BY(mutex_);  // what Abandon said
   // Slots whose batch has not come yet, and its work.
   int claims_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t claimed_work_ ABSL_GUARDED_BY(mutex_) = 0;

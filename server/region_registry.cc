@@ -109,7 +109,7 @@ absl::StatusOr<Opened> OpenWhereItIs(absl::Span<AttentionBackend* const> backend
   absl::Status error = absl::FailedPreconditionError("the server has no device");
   for (size_t n = 0; n < backends.size(); ++n) {
     absl::StatusOr<std::unique_ptr<DeviceMemory>> opened =
-        backends[n]->OpenDeviceMemory(memory.handle, memory.offset, bytes);
+        backends[n]->OpenDeviceMemory(memory.handle, memory.offset, bytes, memory.device_uuid);
     if (opened.ok()) return Opened{.memory = *std::move(opened), .device = static_cast<int>(n)};
     // The device whose memory it is says what is wrong with the range.
     if (absl::IsOutOfRange(opened.status())) {

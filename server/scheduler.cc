@@ -105,7 +105,7 @@ Ticket Scheduler::Enqueue(std::unique_ptr<PendingRequest> request) {
       group.queue.push_back({.id = ticket.id, .request = std::move(request)});
       places_.emplace(ticket.id, Place{.key = key, .at = std::prev(group.queue.end())});
       accepted = true;
-      changed_ = !options_.start_at_once;
+      if (!options_.start_at_once) changed_ = true;  // else this thread looks itself
       QueueChangedLocked();
     }
   }
@@ -179,18 +179,20 @@ absl::Time Scheduler::PollFor(absl::Time now, int max_batches) {
       changed_ = !places_.empty() && (batches == max_batches || step.batch != nullptr);
       QueueChangedLocked();
       if (step.batch == nullptr && step.expired.empty()) return next_poll_;
-      if (step.batch != nullptr) ++dispatching_;
+      dispatching_ += (step.batch != nullptr ? 1 : 0) + static_cast<int>(step.expired.size());
     }
     for (auto& request : step.expired) {
       if (PendingRequest::Fail(std::move(request), Expired("while the request was queued"))) {
         metrics_->Rejected(RejectReason::kDeadline);
       }
     }
-    if (step.batch == nullptr) continue;
-    dispatcher_->Run(*step.claim, std::move(step.batch), [this] { OnSlotFreed(); });
-    now = std::max(now, clock_->Now());
+    const bool starts = step.batch != nullptr;
+    if (starts) {
+      dispatcher_->Run(*step.claim, std::move(step.batch), [this] { OnSlotFreed(); });
+      now = std::max(now, clock_->Now());
+    }
     MutexLock lock(&mutex_);
-    --dispatching_;
+    dispatching_ -= (starts ? 1 : 0) + static_cast<int>(step.expired.size());
     NotifyLocked();
   }
 }
@@ -200,6 +202,7 @@ void Scheduler::AwaitChange(absl::Time until) {
   waiting_until_ = until;
   mutex_.Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return PollIsDueLocked(); }, until);
   waiting_until_ = absl::InfinitePast();
+  woken_ = false;
 }
 
 void Scheduler::OnSlotFreed() {
@@ -211,7 +214,7 @@ void Scheduler::OnSlotFreed() {
 
 void Scheduler::Wake() {
   MutexLock lock(&mutex_);
-  changed_ = true;
+  woken_ = true;
   NotifyLocked();
 }
 

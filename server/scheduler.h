@@ -94,6 +94,7 @@ class Scheduler {
   // Returns when something happened since the last Poll that may make another one useful, at the
   // latest at `until`, what Poll returned, in real time.
   void AwaitChange(absl::Time until) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Makes the next or current AwaitChange return.
   void Wake() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Refuses new requests from now on; accepted ones go on.
@@ -150,7 +151,7 @@ class Scheduler {
   void NotifyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Whether AwaitChange has waited long enough.
   bool PollIsDueLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return changed_ || next_poll_ < waiting_until_;
+    return woken_ || changed_ || next_poll_ < waiting_until_;
   }
 
   // Constant after construction.
@@ -161,12 +162,14 @@ class Scheduler {
 
   Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool woken_ ABSL_GUARDED_BY(mutex_) = false;    // by Wake, until AwaitChange returns
   bool changed_ ABSL_GUARDED_BY(mutex_) = false;  // since the last look at the queue
   absl::Time next_poll_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   absl::Time waiting_until_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // in AwaitChange
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   int64_t queue_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  // Batches that left the queue and have not reached the executor yet.
+  // Batches and expired requests that left the queue and have not reached the executor or their
+  // callers yet.
   int dispatching_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<BatchKey, Group> groups_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<uint64_t, Place> places_ ABSL_GUARDED_BY(mutex_);

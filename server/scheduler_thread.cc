@@ -12,8 +12,7 @@ SchedulerThread::~SchedulerThread() {
 }
 
 void SchedulerThread::Loop() {
-  // Poll clears the change flag, so stop_ is looked at after it: a Wake that Poll swallowed came
-  // with stop_ already set.
+  // A Wake that comes after the look at stop_ ends the AwaitChange that follows.
   for (;;) {
     const absl::Time again = scheduler_->Poll(clock_->Now());
     if (stop_.load(std::memory_order_acquire)) return;

@@ -143,6 +143,7 @@ Service::Service(const ServerOptions& options, const BackendInfo& backend,
   limits_ = {.dtypes = backend_.dtypes,
              .max_head_dim = backend_.max_head_dim,
              .max_rank = backend_.max_rank,
+             .max_sequence_rows = backend_.max_sequence_rows,
              .max_sequences = options.max_sequences,
              .max_message_bytes = options.max_message_bytes,
              .max_stream_bytes = options.max_stream_bytes};

@@ -55,6 +55,8 @@ std::string EncodeRegionRequest(const RegionRequest& request) {
     Append(0, &packet);
     packet.append(reinterpret_cast<const char*>(request.offered->handle.data()),
                   kDeviceHandleBytes);
+    packet.append(reinterpret_cast<const char*>(request.offered->device_uuid.data()),
+                  kDeviceUuidBytes);
   }
   return packet;
 }
@@ -69,6 +71,7 @@ absl::StatusOr<RegionRequest> DecodeRegionRequest(std::string_view packet) {
     RegionRequest request = {.bytes = NumberAt(packet, 8),
                              .offered = OfferedMemory{.offset = NumberAt(packet, 16)}};
     std::memcpy(request.offered->handle.data(), packet.data() + 32, kDeviceHandleBytes);
+    std::memcpy(request.offered->device_uuid.data(), packet.data() + 96, kDeviceUuidBytes);
     return request;
   }
   return absl::InvalidArgumentError(absl::StrCat(

@@ -17,12 +17,13 @@
 // A client may offer memory of its own on the server's device instead. The reply is the same,
 // without a descriptor:
 //
-//   request, 96 bytes
+//   request, 112 bytes
 //    0  "FBREGD1\0"
 //    8  uint64 bytes of the region
 //   16  uint64 where it begins in its allocation, a multiple of 4
 //   24  uint64 0
 //   32  the allocation's handle: a cudaIpcMemHandle_t
+//   96  the UUID of the device that it is on; zeroes: not known
 //
 // After an error the connection can be used on; after a packet that is no request the server
 // answers with INVALID_ARGUMENT and closes it. Regions live until their connection is closed or
@@ -53,8 +54,9 @@ namespace flashbias::wire {
 // What is put behind the path of the server's unix socket.
 inline constexpr char kRegionSocketSuffix[] = ".regions";
 inline constexpr size_t kRegionRequestBytes = 16;
-inline constexpr size_t kDeviceRegionRequestBytes = 96;
+inline constexpr size_t kDeviceRegionRequestBytes = 112;
 inline constexpr size_t kDeviceHandleBytes = 64;
+inline constexpr size_t kDeviceUuidBytes = 16;
 inline constexpr size_t kRegionReplyBytes = 32;
 inline constexpr size_t kRegionReplyMaxText = 512;
 
@@ -62,6 +64,7 @@ inline constexpr size_t kRegionReplyMaxText = 512;
 struct OfferedMemory {
   uint64_t offset = 0;  // in its allocation
   std::array<uint8_t, kDeviceHandleBytes> handle = {};
+  std::array<uint8_t, kDeviceUuidBytes> device_uuid = {};  // zeroes: not known
 };
 
 struct RegionRequest {

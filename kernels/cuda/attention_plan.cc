@@ -15,7 +15,7 @@
 namespace flashbias::cuda {
 namespace {
 
-constexpr int64_t kMaxRows = int64_t{1} << 30;
+constexpr int64_t kMaxRows = kMaxSequenceRows;
 constexpr size_t kAlignment = 256;
 
 // Score elements that an H200 computes while the pass over the keys is launched, and while it reads

@@ -28,6 +28,9 @@
 
 namespace flashbias::cuda {
 
+// Queries or keys of one sequence.
+inline constexpr int64_t kMaxSequenceRows = int64_t{1} << 30;
+
 enum class KernelFamily : uint8_t {
   kHopper,    // sm_90a: wgmma, TMA (kernels/cuda/hopper)
   kPortable,  // sm_80 and up: mma.sync (kernels/cuda/portable)

@@ -108,9 +108,19 @@ CudaBackend::~CudaBackend() {
 }
 
 absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaBackend::OpenDeviceMemory(
-    absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) {
+    absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes,
+    absl::Span<const uint8_t> device_uuid) {
   absl::Status healthy = health_.status();
   if (!healthy.ok()) return healthy;
+  const bool known =
+      std::any_of(device_uuid.begin(), device_uuid.end(), [](uint8_t byte) { return byte != 0; });
+  const bool ours = std::equal(
+      device_uuid.begin(), device_uuid.end(), info_.device_uuid.begin(), info_.device_uuid.end(),
+      [](uint8_t byte, char own) { return byte == static_cast<uint8_t>(own); });
+  if (known && !ours) {
+    return absl::NotFoundError(
+        absl::StrCat("device_uuid is not that of CUDA device ", info_.device_label));
+  }
   return ipc_memory_->Open(ipc_handle, offset, bytes);
 }
 
@@ -182,9 +192,10 @@ bool CudaBackend::BeginQuickly(BegunRun* run) {
 }
 
 void CudaBackend::WorkLoop() {
-  // Where it fails, the first call of the first run fails too, and is reported there.
-  static_cast<void>(device_->Use());
   for (;;) {
+    // Where it fails, the first call of the run fails too, and is reported there. Every time:
+    // whoever drops an upload ahead in `done` leaves its device current.
+    static_cast<void>(device_->Use());
     BegunRun next;
     bool begun = true;
     bool idle = false;

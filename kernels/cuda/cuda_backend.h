@@ -74,7 +74,8 @@ class CudaBackend final : public AttentionBackend {
   const BackendInfo& info() const override { return info_; }
   HostAllocator& host_allocator() override { return *pool_; }
   absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenDeviceMemory(
-      absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) override;
+      absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes,
+      absl::Span<const uint8_t> device_uuid) override;
   absl::Status Admit(const AttentionProblem& problem) const override;
   absl::Status health() const override { return health_.status(); }
   BackendUsage usage() const override;

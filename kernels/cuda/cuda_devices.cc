@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/attention_planner.h"
 #include "kernels/cuda/device_traits.h"
 #include "kernels/cuda/runtime_device.h"
@@ -30,6 +31,8 @@ absl::StatusOr<BackendInfo> Describe(const DeviceTraits& traits) {
                                traits.compute_capability, ", ", properties.totalGlobalMem >> 20,
                                " MiB")};
   info.device_label = absl::StrCat(traits.ordinal);
+  info.device_uuid.assign(properties.uuid.bytes, sizeof(properties.uuid.bytes));
+  info.max_sequence_rows = kMaxSequenceRows;
   info.dtypes = {DType::kFloat16, DType::kBFloat16};
   info.fast_head_dims = {32, 64, 128};
   return info;

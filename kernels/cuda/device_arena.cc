@@ -57,13 +57,13 @@ absl::StatusOr<DeviceRange> DeviceArena::ReserveInTurnLocked(size_t bytes, bool 
   bytes = std::max<size_t>((bytes + kAlignment - 1) / kAlignment, 1) * kAlignment;
   for (;;) {
     char* data = FitLocked(bytes);
-    if (data == nullptr && GrowLocked(bytes)) data = FitLocked(bytes);
+    if (data == nullptr && GrowLocked(bytes, may_wait)) data = FitLocked(bytes);
     if (data != nullptr) return DeviceRange(this, data);
+    if (!may_wait) return absl::UnavailableError("others hold what it takes");
     if (usage_.used_bytes == 0) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "it takes ", bytes, " bytes of device memory; the device has no such room free"));
     }
-    if (!may_wait) return absl::UnavailableError("others hold what it takes");
     changed_.Wait(&mutex_);
   }
 }
@@ -102,7 +102,7 @@ char* DeviceArena::FitLocked(size_t bytes) {
   return nullptr;
 }
 
-bool DeviceArena::GrowLocked(size_t bytes) {
+bool DeviceArena::GrowLocked(size_t bytes, bool may_wait) {
   for (;;) {
     const size_t room = max_bytes_ - usage_.size_bytes;
     const size_t wanted = std::max(bytes, std::min(kRegionBytes, room));
@@ -117,7 +117,7 @@ bool DeviceArena::GrowLocked(size_t bytes) {
         device_->StickyError();  // else the failure would show at the next call
       }
     }
-    if (!ShrinkLocked()) return false;
+    if (!may_wait || !ShrinkLocked()) return false;
   }
 }
 

@@ -68,7 +68,8 @@ class DeviceArena {
   // RESOURCE_EXHAUSTED: it takes more than the bound, or than the device has while nobody holds
   // anything.
   absl::StatusOr<DeviceRange> Reserve(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
-  // The same without waiting; UNAVAILABLE: others hold what it takes, or wait for their turn.
+  // The same without waiting for others or for the device to give idle regions back. UNAVAILABLE:
+  // Reserve would have to.
   absl::StatusOr<DeviceRange> TryReserve(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
   size_t max_bytes() const { return max_bytes_; }
@@ -88,7 +89,8 @@ class DeviceArena {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Null: there is no room now.
   char* FitLocked(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool GrowLocked(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Giving idle regions back, which makes room for a larger one, waits for the device.
+  bool GrowLocked(size_t bytes, bool may_wait) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Gives an idle region back; false: there is none.
   bool ShrinkLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -135,12 +135,17 @@ PinnedPool::Chunk& PinnedPool::ChunkOfLocked(const void* block) {
 }
 
 void PinnedPool::ReleaseLocked(std::map<uintptr_t, Chunk>::iterator chunk) {
+  const Chunk released = chunk->second;
+  ForgetLocked(chunk);
+  released.device->FreePinned(released.memory);
+}
+
+void PinnedPool::ForgetLocked(std::map<uintptr_t, Chunk>::iterator chunk) {
   const uintptr_t begin = chunk->first;
   const Chunk& released = chunk->second;
   std::erase_if(idle_[released.class_bytes], [&](const void* block) {
     return reinterpret_cast<uintptr_t>(block) - begin < released.bytes;
   });
-  released.device->FreePinned(released.memory);
   usage_.size_bytes -= released.bytes;
   chunks_.erase(chunk);
 }
@@ -169,14 +174,19 @@ std::vector<uintptr_t> PinnedPool::IdleChunksLocked() const {
 }
 
 void PinnedPool::ReleaseIdle(absl::Time unused_since, size_t kept_bytes) {
-  absl::MutexLock lock(&mutex_);
-  if (usage_.size_bytes - usage_.used_bytes <= kept_bytes) return;
-  for (const uintptr_t begin : IdleChunksLocked()) {
-    const auto chunk = chunks_.find(begin);
-    if (chunk->second.idle_since >= unused_since) continue;
-    ReleaseLocked(chunk);
-    if (usage_.size_bytes - usage_.used_bytes <= kept_bytes) return;
+  // Freed without the mutex, which everyone who decodes or plans takes: it takes long.
+  std::vector<Chunk> released;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const uintptr_t begin : IdleChunksLocked()) {
+      if (usage_.size_bytes - usage_.used_bytes <= kept_bytes) break;
+      const auto chunk = chunks_.find(begin);
+      if (chunk->second.idle_since >= unused_since) continue;
+      released.push_back(chunk->second);
+      ForgetLocked(chunk);
+    }
   }
+  for (const Chunk& chunk : released) chunk.device->FreePinned(chunk.memory);
 }
 
 void* PinnedPool::TakeFromSystemLocked(size_t bytes, size_t class_bytes) {

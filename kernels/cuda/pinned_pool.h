@@ -98,6 +98,9 @@ class PinnedPool : public HostAllocator {
   // Gives back a chunk of which nothing is in use.
   void ReleaseLocked(std::map<uintptr_t, Chunk>::iterator chunk)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The same, but for the memory itself, which the caller frees.
+  void ForgetLocked(std::map<uintptr_t, Chunk>::iterator chunk)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::map<uintptr_t, Chunk> chunks_ ABSL_GUARDED_BY(mutex_);
   // Idle blocks: class bytes -> addresses, last in first out.
   std::map<size_t, std::vector<void*>> idle_ ABSL_GUARDED_BY(mutex_);

@@ -67,6 +67,11 @@ class Allocation {
   explicit Allocation(size_t bytes) : bytes_(bytes) {
     EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
     EXPECT_EQ(cudaIpcGetMemHandle(&handle_, data_), cudaSuccess);
+    int device = 0;
+    cudaDeviceProp properties;
+    EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+    EXPECT_EQ(cudaGetDeviceProperties(&properties, device), cudaSuccess);
+    uuid_ = properties.uuid;
     // NaN in every dtype: what is not written shows.
     EXPECT_EQ(cudaMemset(data_, 0xff, bytes), cudaSuccess);
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
@@ -82,13 +87,16 @@ class Allocation {
             .bytes = bytes_ - offset,
             .ipc_handle =
                 absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&handle_), sizeof(handle_)),
-            .offset = offset};
+            .offset = offset,
+            .device_uuid =
+                absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&uuid_), sizeof(uuid_))};
   }
 
  private:
   const size_t bytes_;
   void* data_ = nullptr;
   cudaIpcMemHandle_t handle_{};
+  cudaUUID_t uuid_{};
 };
 
 absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer() {

@@ -254,7 +254,7 @@ class OnDevice {
   OnDevice(FakeDevice& device, CudaBackend& backend, const OwnedProblem& owned, TensorSet which)
       : memory_(1 << 20, 'm'), problem_(owned.problem()) {
     device.Import(memory_);
-    auto opened = backend.OpenDeviceMemory(memory_.handle(), 0, memory_.size());
+    auto opened = backend.OpenDeviceMemory(memory_.handle(), 0, memory_.size(), {});
     EXPECT_TRUE(opened.ok()) << opened.status();
     opened_ = *std::move(opened);
     const size_t element = SizeOf(problem_.dtype);
@@ -368,8 +368,45 @@ TEST_F(CudaBackendTest, ABrokenDeviceOpensNothing) {
   }
   const ForeignMemory memory(4096, 'm');
   device_->Import(memory);
-  EXPECT_EQ(backend_->OpenDeviceMemory(memory.handle(), 0, 1).status(), backend_->health());
+  EXPECT_EQ(backend_->OpenDeviceMemory(memory.handle(), 0, 1, {}).status(), backend_->health());
   EXPECT_EQ(device_->opened_ipc(), 0);
+}
+
+TEST_F(CudaBackendTest, MemoryOfAnotherDeviceIsNotOpened) {
+  Start();
+  const ForeignMemory memory(4096, 'm');
+  device_->Import(memory);
+  const std::vector<uint8_t> unknown(16, 0);
+  EXPECT_TRUE(backend_->OpenDeviceMemory(memory.handle(), 0, 1, unknown).ok());
+  const std::vector<uint8_t> other(16, 7);
+  const absl::Status status = backend_->OpenDeviceMemory(memory.handle(), 0, 1, other).status();
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("device_uuid is not that of CUDA device 3"));
+}
+
+// An answer may let go of memory on another device (an upload ahead that no run used).
+TEST_F(CudaBackendTest, WhateverDoneLeavesCurrentTheNextRunHasItsDevice) {
+  CudaBackendOptions options = Options();
+  options.slots = 1;
+  Start(options);
+  FakeDevice other;
+  const OwnedProblem owned = Materialise(Small());
+  const std::vector<AttentionProblem> many(20, owned.problem());  // left to a worker
+  for (int n = 0; n < 6; ++n) {
+    std::vector<ProblemStats> stats(many.size());
+    absl::Mutex mutex;
+    bool done = false;
+    absl::Status status;
+    backend_->Run(many, absl::MakeSpan(stats), [&](absl::Status result) {
+      EXPECT_EQ(other.Use(), kSuccess);
+      absl::MutexLock lock(&mutex);
+      status = std::move(result);
+      done = true;
+    });
+    absl::MutexLock lock(&mutex);
+    mutex.Await(absl::Condition(&done));
+    EXPECT_TRUE(status.ok()) << status << ", run " << n;
+  }
 }
 
 TEST_F(CudaBackendTest, SmallTensorsTravelTogether) {
@@ -670,8 +707,11 @@ TEST_F(CudaBackendTest, ABrokenDeviceFailsEverythingFromThenOn) {
 
 TEST_F(CudaBackendTest, DeviceMemoryThatIsGoneIsNoBrokenDevice) {
   Start();
-  device_->FailNext(Call::kAllocateDevice, kOutOfMemory, /*sticky=*/false);
-  device_->FailNext(Call::kAllocateDevice, kOutOfMemory, /*sticky=*/false);
+  // Each attempt asks for a region, then for what is needed: who brings the run, the worker in
+  // haste, and the worker that may wait.
+  for (int n = 0; n < 10; ++n) {
+    device_->FailNext(Call::kAllocateDevice, kOutOfMemory, /*sticky=*/false);
+  }
   const OwnedProblem owned = Materialise(Small());
   {
     Flight flight(*backend_, owned);

@@ -239,6 +239,16 @@ TEST(CodecTest, GarbageAndEmptyMessagesAreRefused) {
               HasSubstr("INVALID_ARGUMENT: q is missing"));
 }
 
+TEST(CodecTest, RowsOfASequenceAreLimitedByTheBackend) {
+  const v1::AttendRequest request = Good();
+  AttendLimits limits = Limits();
+  limits.max_sequence_rows = 8;
+  EXPECT_TRUE(Decode(request, limits).ok());
+  limits.max_sequence_rows = 3;
+  EXPECT_THAT(std::string(Decode(request, limits).status().message()),
+              HasSubstr("accepted by this server's backend: at most 3"));
+}
+
 TEST(CodecTest, AResponseBeyondTheLimitIsRefusedUpFront) {
   v1::AttendRequest request = Good();
   AttendLimits limits = Limits();

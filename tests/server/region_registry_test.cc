@@ -86,7 +86,8 @@ class RegistryBackend final : public AttentionBackend {
     std::move(done)(absl::OkStatus());
   }
   absl::StatusOr<std::unique_ptr<DeviceMemory>> OpenDeviceMemory(
-      absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes) override {
+      absl::Span<const uint8_t> ipc_handle, uint64_t offset, uint64_t bytes,
+      absl::Span<const uint8_t> /*device_uuid*/) override {
     asked.push_back({ipc_handle[0], offset, bytes});
     if (!status.ok()) return status;
     return std::make_unique<Memory>(bytes, &open);

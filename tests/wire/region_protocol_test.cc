@@ -41,6 +41,9 @@ RegionRequest Offer() {
   for (size_t n = 0; n < kDeviceHandleBytes; ++n) {
     request.offered->handle[n] = static_cast<uint8_t>(200 + n);
   }
+  for (size_t n = 0; n < kDeviceUuidBytes; ++n) {
+    request.offered->device_uuid[n] = static_cast<uint8_t>(100 + n);
+  }
   return request;
 }
 
@@ -53,6 +56,7 @@ TEST(RegionProtocolTest, OffersGoThereAndBack) {
   ASSERT_TRUE(decoded->offered.has_value());
   EXPECT_EQ(decoded->offered->offset, ~uint64_t{0} - 3);
   EXPECT_EQ(decoded->offered->handle, Offer().offered->handle);
+  EXPECT_EQ(decoded->offered->device_uuid, Offer().offered->device_uuid);
 }
 
 TEST(RegionProtocolTest, WhatIsNoRequestIsRefused) {
@@ -70,7 +74,7 @@ TEST(RegionProtocolTest, WhatIsNoRequestIsRefused) {
     EXPECT_EQ(decoded.status().code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(
         std::string(decoded.status().message()),
-        HasSubstr("accepted: 16 bytes that begin with FBREGN1, 96 that begin with FBREGD1"));
+        HasSubstr("accepted: 16 bytes that begin with FBREGN1, 112 that begin with FBREGD1"));
   }
 }
 
