@@ -15,8 +15,11 @@ ServiceCaller::ServiceCaller(const TransportSetup& setup)
 }
 
 absl::Status ServiceCaller::Connect(const std::string& target) {
-  auto client =
-      client::AttentionClient::Create({.target = target, .num_connections = setup_.connections});
+  client::AttentionClient::Options options;
+  options.target = target;
+  options.num_connections = setup_.connections;
+  if (setup_.stream_above_bytes > 0) options.stream_above_bytes = setup_.stream_above_bytes;
+  auto client = client::AttentionClient::Create(options);
   if (!client.ok()) return client.status();
   client_ = *std::move(client);
   return absl::OkStatus();

@@ -44,6 +44,7 @@ ABSL_FLAG(std::vector<std::string>, subjects,
 ABSL_FLAG(std::string, python_target, "127.0.0.1:8500", "Where peers/python_service.py listens.");
 ABSL_FLAG(int, connections, 2, "Connections of a client.");
 ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
+ABSL_FLAG(int64_t, stream_above_bytes, 0, "Larger calls are streamed. 0: the client's default.");
 ABSL_FLAG(absl::Duration, run_time, absl::ZeroDuration(),
           "What a batch takes in service and shared, on the thread that brings it.");
 ABSL_FLAG(int, rounds, 3, "Turns that each subject gets for each figure.");
@@ -159,6 +160,7 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
       .lanes = lanes,
       .tokens = std::max<int64_t>(1, size_kb * 1024 / (3 * kTensorBytesPerToken)),
       .copy_threads = absl::GetFlag(FLAGS_copy_threads),
+      .stream_above_bytes = absl::GetFlag(FLAGS_stream_above_bytes),
       .run_time = absl::GetFlag(FLAGS_run_time),
       .python_target = absl::GetFlag(FLAGS_python_target)};
   for (const std::string& argument : absl::GetFlag(FLAGS_channel_arguments)) {

@@ -26,6 +26,7 @@ struct TransportSetup {
   // On top of what the product sets; for the ByteBuffer echo only.
   std::vector<std::pair<std::string, int>> channel_arguments = {};
   int copy_threads = 0;            // of the service
+  int64_t stream_above_bytes = 0;  // of the client; 0: its default
   absl::Duration run_time = {};    // of a batch where nothing is computed
   std::string python_target = {};  // host:port of peers/python_service.py
 };
