@@ -8,11 +8,25 @@
 // Row r of a sequence's queries stands at position i = query_start + r, row c of its keys at
 // j = key_start + c. Rows whose mask admits no key give o = 0 and lse = -infinity.
 //
+// A backward problem gives the gradients of a scalar loss L whose gradient d_o = dL/do is known
+// (FlashAttention, Dao et al. 2022, section 3.1 and appendix B.2, with an additive bias):
+//
+//   P[i, j]  = exp(logit[i, j] - lse_i)              from the forward call's lse
+//   dS[i, j] = P[i, j] (<d_o_i, v_j> - <d_o_i, o_i>)     = dL/dlogit[i, j]
+//   dq_i     = softmax_scale sum_j dS[i, j] k_j      dk_j = softmax_scale sum_i dS[i, j] q_i
+//   dv_j     = sum_i P[i, j] d_o_i
+//   dslope_h = -sum_ij dS[i, j] |i - j|
+//   dphi_q_i = sum_j dS[i, j] phi_k_j                dphi_k_j = sum_i dS[i, j] phi_q_i
+//
+// where heads that share a key/value head, slopes or a factor add up. With eps, P is 0 for keys
+// that hold at most eps of a row's mass.
+//
 // Pointers are to host memory, but for the tensors in `on_device`.
 //
 // Ownership: nothing is owned; whoever builds a problem keeps every pointer alive until the
-// backend's completion callback has run. Thread-safety: a plain value; `o` and `lse` are written by
-// the backend that runs it, everything else is read only.
+// backend's completion callback has run. Thread-safety: a plain value; `o` and `lse`, or of a
+// backward problem `gradients` but for d_o, are written by the backend that runs it, everything
+// else is read only.
 // Validity: shapes, sizes and values were checked at the border (server/codec); backends assert.
 #ifndef FLASHBIAS_KERNELS_ATTENTION_PROBLEM_H_
 #define FLASHBIAS_KERNELS_ATTENTION_PROBLEM_H_
@@ -54,7 +68,7 @@ inline bool HasLeftWindow(const Mask& mask) {
 }
 
 // A set of a problem's tensors.
-using TensorSet = uint8_t;
+using TensorSet = uint16_t;
 inline constexpr TensorSet kTensorQ = 1 << 0;
 inline constexpr TensorSet kTensorK = 1 << 1;
 inline constexpr TensorSet kTensorV = 1 << 2;
@@ -62,9 +76,18 @@ inline constexpr TensorSet kTensorPhiQ = 1 << 3;
 inline constexpr TensorSet kTensorPhiK = 1 << 4;
 inline constexpr TensorSet kTensorO = 1 << 5;
 inline constexpr TensorSet kTensorLse = 1 << 6;
+inline constexpr TensorSet kTensorDO = 1 << 7;
+inline constexpr TensorSet kTensorDQ = 1 << 8;
+inline constexpr TensorSet kTensorDK = 1 << 9;
+inline constexpr TensorSet kTensorDV = 1 << 10;
+inline constexpr TensorSet kTensorDSlopes = 1 << 11;
+inline constexpr TensorSet kTensorDPhiQ = 1 << 12;
+inline constexpr TensorSet kTensorDPhiK = 1 << 13;
 
 // Of a problem that every device can run.
 inline constexpr int kAnyDevice = -1;
+
+enum class Direction : uint8_t { kForward, kBackward };
 
 enum class BiasKind : uint8_t { kNone, kAlibi, kLowRank };
 
@@ -84,8 +107,23 @@ struct LowRankBias {
   int phi_k_heads = 0;  // 1 (shared by all heads) or num_q_heads
 };
 
+// What a backward problem has beside the tensors of its forward problem.
+struct Gradients {
+  const void* d_o = nullptr;  // as o
+
+  void* dq = nullptr;  // as q
+  void* dk = nullptr;  // as k
+  void* dv = nullptr;  // as v
+
+  // fp32 whatever the dtypes. Of the bias that the problem has, all or none.
+  float* dslopes = nullptr;  // as the slopes; null: not wanted
+  float* dphi_q = nullptr;   // [total_q, phi_q_heads, rank]; null: not wanted
+  float* dphi_k = nullptr;   // [total_kv, phi_k_heads, rank]; null: not wanted
+};
+
 struct AttentionProblem {
-  DType dtype = DType::kFloat32;  // of q, k, v and o
+  Direction direction = Direction::kForward;
+  DType dtype = DType::kFloat32;  // of q, k, v, o, d_o, dq, dk and dv
   int num_q_heads = 0;            // a multiple of num_kv_heads
   int num_kv_heads = 0;           // head h of q uses head h / (num_q_heads / num_kv_heads) of k, v
   int head_dim = 0;               // 1 .. kMaxHeadDim
@@ -106,8 +144,10 @@ struct AttentionProblem {
   // 0 computes every key.
   float eps = kDefaultEps;
 
+  // Of a backward problem these are read, both as the forward call gave them.
   void* o = nullptr;     // [total_q, num_q_heads, head_dim], contiguous, any alignment
   float* lse = nullptr;  // [total_q, num_q_heads] fp32, natural log; null: not wanted
+  Gradients gradients;   // used when direction == kBackward; tensors contiguous, any alignment
 
   // Tensors that lie in memory of the device (kernels/device_memory.h): it uses them there, and
   // nothing on the host touches them.
