@@ -101,9 +101,9 @@ class KeyItemRun {
     return QueryTileAt(stage) + Layout::kBytes;
   }
 
-  __device__ void Copy(const QueryTile& tile, int stage) const {
-    const TilePairCopier<kHeadDim> copier(QueriesAndGradients(sequence_), tile.head);
-    copier.Copy(tile.tile, QueryTileAt(stage), GradientTileAt(stage));
+  using Copier = TilePairCopier<kHeadDim>;
+  __device__ void Copy(const Copier& queries, int tile, int stage) const {
+    queries.Copy(tile, QueryTileAt(stage), GradientTileAt(stage));
   }
 
   // By the first 64 threads, of a row each.
@@ -122,15 +122,17 @@ class KeyItemRun {
 
   __device__ void Walk(QueryTiles& tiles, QueryTile tile) {
     scale_ = ToFinite(forward_.softmax_scale * kLog2E);
+    plain_ = PlainQueryTiles(forward_, first_key_);
     const GradientScale gradient_scale = ScaleOf<T>(sequence_, kv_head_);
     ds_inverse_ = gradient_scale.inverse;
     ds_factor_ = gradient_scale.factor * kFromScaled;
 
     // Keys and values that go to registers arrive where the second stage will be.
     const uint32_t keys = Pass::kKeysInRegisters ? QueryTileAt(1) : QueryTileAt(Pass::kStages);
-    const TilePairCopier<kHeadDim> copier(KeysAndValues(forward_), kv_head_);
+    const Copier copier(KeysAndValues(forward_), kv_head_);
     copier.Copy(first_key_ / kTileRows, keys, keys + Layout::kBytes);
-    Copy(tile, 0);
+    Copier queries(QueriesAndGradients(sequence_), tile.head);
+    Copy(queries, tile.tile, 0);
     Head head = MakeHead(forward_, tile.head);
     StoreStats(MakeStats(tile, head.slope), 0);
     WaitForCopies();
@@ -147,9 +149,13 @@ class KeyItemRun {
       Head next_head = head;
       QueryStats next_stats = {};
       if (has_next && next.head != head.head) next_head = MakeHead(forward_, next.head);
+      // At head_dim 128 registers are too short to keep it.
+      if (has_next && (kHeadDim == 128 || next.head != head.head)) {
+        queries = Copier(QueriesAndGradients(sequence_), next.head);
+      }
       if constexpr (Pass::kStages == 2) {
         if (has_next) {
-          Copy(next, stage ^ 1);
+          Copy(queries, next.tile, stage ^ 1);
           next_stats = MakeStats(next, next_head.slope);
         }
       }
@@ -157,7 +163,7 @@ class KeyItemRun {
       if (!has_next) break;
       if constexpr (Pass::kStages == 1) {
         __syncthreads();
-        Copy(next, 0);
+        Copy(queries, next.tile, 0);
         StoreStats(MakeStats(next, next_head.slope), 0);
       } else {
         stage ^= 1;
@@ -197,7 +203,7 @@ class KeyItemRun {
     uint32_t ds[4][4];
     float ds_sums[2] = {};
     // Products after these have joined: the compiler would sink their sums to where they do.
-    if (IsPlain(forward_, first_row, first_key_)) {
+    if (plain_.Contain(first_row)) {
       ComputeWeights<false>(first_row, head, stage, bias, constant, p, ds, ds_sums);
     } else {
       ComputeWeights<true>(first_row, head, stage, bias, constant, p, ds, ds_sums);
@@ -331,6 +337,7 @@ class KeyItemRun {
   const int kv_head_;
   const uint32_t tiles_;
   KeyItemShared<kLowRank>& shared_;
+  PlainTiles plain_;
   float scale_;       // softmax_scale * log2(e)
   float ds_factor_;   // what dS is multiplied by, for probabilities that are
   float ds_inverse_;  // what brings sums of dS back

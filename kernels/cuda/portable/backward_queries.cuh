@@ -94,6 +94,7 @@ class QueryItemRun {
 
   __device__ void PrepareRows() {
     scale_ = ToFinite(forward_.softmax_scale * kLog2E);
+    plain_ = PlainKeyTiles(forward_, first_row_);
     gradient_scale_ = ScaleOf<T>(sequence_, kv_head_);
     const float slope = SlopeOf(forward_, head_);
     minus_slope_log2_ = -ToFinite(slope * kLog2E);
@@ -149,7 +150,7 @@ class QueryItemRun {
     uint32_t ds[4][4];
     float ds_sums[2] = {};
     // The product after these have joined: the compiler would sink its sums to where they do.
-    if (IsPlain(forward_, first_row_, first_key)) {
+    if (plain_.Contain(first_key)) {
       ComputeWeights<false>(first_key, stage, bias, offset, ds, ds_sums);
     } else {
       ComputeWeights<true>(first_key, stage, bias, offset, ds, ds_sums);
@@ -288,6 +289,7 @@ class QueryItemRun {
   const bool wants_slope_;
   const uint32_t tiles_;
   QueryItemShared<kLowRank>& shared_;
+  PlainTiles plain_;
   float scale_;  // softmax_scale * log2(e)
   GradientScale gradient_scale_;
   float minus_slope_log2_;

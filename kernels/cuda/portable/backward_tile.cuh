@@ -187,15 +187,41 @@ __device__ inline float SlopeOf(const SequenceParams& sequence, int head) {
   return sequence.slopes == nullptr ? 0.0f : sequence.slopes[head];
 }
 
-// Whether every one of 64 query rows sees every one of 64 keys and |position - key| bends for none
-// of them: no mask, no right side.
-__device__ inline bool IsPlain(const SequenceParams& sequence, int first_row, int first_key) {
-  const int64_t last_row = int64_t{first_row} + kTileRows - 1;
-  const int64_t last_key = int64_t{first_key} + kTileRows - 1;
-  const bool one_sided = sequence.causal == 0 && sequence.slopes == nullptr;
-  return last_row < sequence.q_len && last_key < sequence.kv_len &&
-         first_key >= last_row + sequence.window_diagonal &&
-         (one_sided || last_key <= int64_t{first_row} + sequence.diagonal);
+// First rows of the tiles of one side that are plain against a tile of the other: every query of
+// the one sees every key, and |position - key| bends for none of them. No mask, no right side.
+struct PlainTiles {
+  int first;
+  int last;
+  __device__ bool Contain(int begin) const { return first <= begin && begin <= last; }
+
+  static __device__ PlainTiles Make(int64_t first, int64_t last) {
+    return {static_cast<int>(min(max(first, int64_t{0}), int64_t{INT32_MAX})),
+            static_cast<int>(min(max(last, int64_t{-1}), int64_t{INT32_MAX}))};
+  }
+};
+
+// Whether keys after a row's position are hidden, or their bias bends.
+__device__ inline bool DiagonalMatters(const SequenceParams& sequence) {
+  return sequence.causal != 0 || sequence.slopes != nullptr;
+}
+
+// Tiles of queries against the keys from first_key on.
+__device__ inline PlainTiles PlainQueryTiles(const SequenceParams& sequence, int first_key) {
+  constexpr int64_t kLast = kTileRows - 1;
+  if (first_key + kLast >= sequence.kv_len) return {0, -1};
+  return PlainTiles::Make(
+      DiagonalMatters(sequence) ? first_key + kLast - sequence.diagonal : 0,
+      min(sequence.q_len - 1 - kLast, int64_t{first_key} - sequence.window_diagonal - kLast));
+}
+
+// Tiles of keys against the queries from first_row on.
+__device__ inline PlainTiles PlainKeyTiles(const SequenceParams& sequence, int first_row) {
+  constexpr int64_t kLast = kTileRows - 1;
+  if (first_row + kLast >= sequence.q_len) return {0, -1};
+  const int64_t last = sequence.kv_len - 1 - kLast;
+  return PlainTiles::Make(
+      first_row + kLast + sequence.window_diagonal,
+      DiagonalMatters(sequence) ? min(last, int64_t{first_row} + sequence.diagonal - kLast) : last);
 }
 
 }  // namespace flashbias::cuda::portable
