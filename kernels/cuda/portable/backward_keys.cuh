@@ -106,18 +106,20 @@ class KeyItemRun {
     queries.Copy(tile, QueryTileAt(stage), GradientTileAt(stage));
   }
 
-  // By the first 64 threads, of a row each.
-  __device__ QueryStats MakeStats(const QueryTile& tile, float slope) const {
+  // A row of the first 64 threads each. Loads what StoreStats() is the first to look at.
+  __device__ GradientRow LoadRow(const QueryTile& tile, float slope) const {
     if (threadIdx.x >= kTileRows) return {};
     const int row = tile.tile * kTileRows + static_cast<int>(threadIdx.x);
-    const GradientRow query = MakeGradientRow(sequence_, tile.head, row, slope);
-    return {kLog2Scale - query.stats.lse, -query.stats.delta * ds_factor_,
-            static_cast<float>(query.bends.left - first_key_),
-            forward_.causal != 0 ? INFINITY : static_cast<float>(query.bends.right - first_key_)};
+    return MakeGradientRow(sequence_, tile.head, row, slope);
   }
 
-  __device__ void StoreStats(const QueryStats& stats, int stage) const {
-    if (threadIdx.x < kTileRows) shared_.stats[stage][threadIdx.x] = stats;
+  __device__ void StoreStats(const GradientRow& row, int stage) const {
+    if (threadIdx.x >= kTileRows) return;
+    const bool causal = forward_.causal != 0;
+    shared_.stats[stage][threadIdx.x] = {
+        kLog2Scale - row.stats.lse, -row.stats.delta * ds_factor_,
+        static_cast<float>(row.bends.left - first_key_),
+        causal ? INFINITY : static_cast<float>(row.bends.right - first_key_)};
   }
 
   __device__ void Walk(QueryTiles& tiles, QueryTile tile) {
@@ -134,7 +136,7 @@ class KeyItemRun {
     Copier queries(QueriesAndGradients(sequence_), tile.head);
     Copy(queries, tile.tile, 0);
     Head head = MakeHead(forward_, tile.head);
-    StoreStats(MakeStats(tile, head.slope), 0);
+    StoreStats(LoadRow(tile, head.slope), 0);
     WaitForCopies();
     __syncthreads();
     k_.Load(keys);
@@ -147,7 +149,7 @@ class KeyItemRun {
       QueryTile next;
       const bool has_next = tiles.Next(&next);
       Head next_head = head;
-      QueryStats next_stats = {};
+      GradientRow next_row = {};
       if (has_next && next.head != head.head) next_head = MakeHead(forward_, next.head);
       // At head_dim 128 registers are too short to keep it.
       if (has_next && (kHeadDim == 128 || next.head != head.head)) {
@@ -156,7 +158,7 @@ class KeyItemRun {
       if constexpr (Pass::kStages == 2) {
         if (has_next) {
           Copy(queries, next.tile, stage ^ 1);
-          next_stats = MakeStats(next, next_head.slope);
+          next_row = LoadRow(next, next_head.slope);
         }
       }
       ComputeTile(tile, head, stage);
@@ -164,10 +166,10 @@ class KeyItemRun {
       if constexpr (Pass::kStages == 1) {
         __syncthreads();
         Copy(queries, next.tile, 0);
-        StoreStats(MakeStats(next, next_head.slope), 0);
+        StoreStats(LoadRow(next, next_head.slope), 0);
       } else {
         stage ^= 1;
-        StoreStats(next_stats, stage);
+        StoreStats(next_row, stage);
       }
       WaitForCopies();
       // With two stages also: everyone has finished with the stage that is filled next.
