@@ -26,7 +26,7 @@ struct BackwardTensorMaps {
 // Keys of a kv item, query rows of a q item.
 constexpr int KvItemKeys(int padded_head_dim) { return padded_head_dim == 32 ? 192 : 128; }
 constexpr int QItemRows(int padded_head_dim) {
-  return padded_head_dim == 32 ? 256 : (padded_head_dim == 64 ? 192 : 128);
+  return padded_head_dim == 128 ? 128 : 192;
 }
 
 // Maps of a bound sequence; those without rows stay as they are, and unused. INTERNAL: no driver,
