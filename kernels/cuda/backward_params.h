@@ -23,7 +23,7 @@ namespace flashbias::cuda {
 inline constexpr int kLimitRows = 64;
 
 // Rows from one head to the next in BackwardSequence::rows: every item's rows are there.
-constexpr int32_t BackwardRowStride(int32_t q_len) { return (q_len + 255) / 256 * 256; }
+constexpr int64_t BackwardRowStride(int64_t q_len) { return (q_len + 255) / 256 * 256; }
 
 // Of one query row of one head. With c = softmax_scale log2(e), s = slope log2(e) and the row's
 // reference key (its admitted key with the largest bias: the nearest, or for a negative slope the

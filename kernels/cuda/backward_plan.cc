@@ -38,7 +38,7 @@ bool HopperServes(const AttentionProblem& p) {
   if (p.bias_kind != BiasKind::kAlibi) return true;
   const size_t count = p.num_q_heads * (p.alibi.per_sequence ? p.sequences.size() : 1);
   return std::all_of(p.alibi.slopes, p.alibi.slopes + count,
-                     [](float slope) { return std::isfinite(2 * slope); });
+                     [](float slope) { return std::fabs(slope) <= hopper::kMaxBackwardSlope; });
 }
 
 KernelFamily ChooseFamily(const AttentionProblem& problem, const DeviceTraits& device,
@@ -263,7 +263,9 @@ void BackwardPlan::MakeRowsJobs() {
   for (size_t n = 0; n < table_.size(); ++n) {
     const SequenceParams& s = table_.params()[n];
     if (s.q_len == 0) continue;
-    rows_jobs_.push_back({.sequence = static_cast<int32_t>(n), .first_block = rows_blocks_});
+    rows_jobs_.push_back({.sequence = static_cast<int32_t>(n),
+                          .first_block = rows_blocks_,
+                          .slice_heads = KeyNormSliceHeads(s.head_dim)});
     rows_blocks_ += BackwardRowsBlocks(s, group_.dtype);
   }
 }

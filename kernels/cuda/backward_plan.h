@@ -28,9 +28,6 @@
 
 namespace flashbias::cuda {
 
-// BackwardSequence::row_stride of so many query rows.
-constexpr int64_t BackwardRowStride(int64_t q_len) { return (q_len + 255) / 256 * 256; }
-
 class BackwardPlan {
  public:
   // What must be the same for all problems of a plan; compare with ==.

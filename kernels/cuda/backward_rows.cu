@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kThreads)
 int32_t BackwardRowsBlocks(const SequenceParams& sequence, DType dtype) {
   if (sequence.q_len == 0) return 0;
   const int slice_heads = KeyNormSliceHeads(sequence.head_dim);
-  const int q_tiles = BackwardRowStride(sequence.q_len) / kLimitRows;
+  const auto q_tiles = static_cast<int>(BackwardRowStride(sequence.q_len) / kLimitRows);
   int blocks = q_tiles * CeilDiv(sequence.num_q_heads, slice_heads);
   if (dtype == DType::kFloat16) {
     blocks += CeilDiv(sequence.kv_len, kLimitRows) * CeilDiv(sequence.num_kv_heads, slice_heads);
