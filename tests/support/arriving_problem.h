@@ -38,9 +38,8 @@ class ArrivingProblem {
         if (tensor.is_input != inputs) continue;
         PointAt(tensor.tensor, block.data() + at, &problem_);
         if (inputs && tensor.bytes > 0) {
-          tensors_.push_back({.from = static_cast<const char*>(tensor.data),
-                              .at = at,
-                              .bytes = tensor.bytes});
+          tensors_.push_back(
+              {.from = static_cast<const char*>(tensor.data), .at = at, .bytes = tensor.bytes});
         }
         at += (tensor.bytes + 255) / 256 * 256;
       }

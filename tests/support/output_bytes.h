@@ -16,9 +16,8 @@ namespace flashbias::support {
 // in memory that the host may read.
 inline std::string OutputBytes(const AttentionProblem& problem) {
   ProblemTensors tensors = TensorsOf(problem);
-  std::sort(
-      tensors.begin(), tensors.end(),
-      [](const ProblemTensor& a, const ProblemTensor& b) { return a.tensor < b.tensor; });
+  std::sort(tensors.begin(), tensors.end(),
+            [](const ProblemTensor& a, const ProblemTensor& b) { return a.tensor < b.tensor; });
   std::string bytes;
   for (const ProblemTensor& tensor : tensors) {
     if (!tensor.is_input && tensor.bytes > 0) {

@@ -18,8 +18,8 @@ namespace flashbias::support {
 
 class PinnedProblem {
  public:
-  // A copy of `owned`, whose slopes and sequences are used in place. REQUIRES: the allocator has the
-  // memory, and both outlive this.
+  // A copy of `owned`, whose slopes and sequences are used in place. REQUIRES: the allocator has
+  // the memory, and both outlive this.
   PinnedProblem(HostAllocator& allocator, const OwnedProblem& owned) : problem_(owned.problem()) {
     for (const ProblemTensor& tensor : TensorsOf(owned.problem())) {
       blocks_.push_back(*allocator.Allocate(tensor.bytes));
