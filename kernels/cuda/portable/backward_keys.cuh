@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/backward_params.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/gradient_scale.cuh"
 #include "kernels/cuda/portable/backward_low_rank.cuh"
 #include "kernels/cuda/portable/backward_tile.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
@@ -80,9 +81,7 @@ class KeyItemRun {
  private:
   using Pass = KeyPass<kHeadDim, kLowRank>;
   using Layout = TileLayout<kHeadDim>;
-  // In fp16 probabilities are multiplied by a power of two, so that those of rows with many keys
-  // keep their digits.
-  static constexpr int kLog2Scale = std::is_same_v<T, __half> ? 12 : 0;
+  static constexpr int kLog2Scale = kProbabilityScaleLog2<T>;
 
   // What depends on the query head.
   struct Head {
@@ -125,9 +124,9 @@ class KeyItemRun {
   __device__ void Walk(QueryTiles& tiles, QueryTile tile) {
     scale_ = ToFinite(forward_.softmax_scale * kLog2E);
     plain_ = PlainQueryTiles(forward_, first_key_);
-    const GradientScale gradient_scale = ScaleOf<T>(sequence_, kv_head_);
-    ds_inverse_ = gradient_scale.inverse;
-    ds_factor_ = gradient_scale.factor * kFromScaled;
+    const int ds_log2 = GradientScaleLog2(sequence_.magnitudes, kv_head_);
+    ds_inverse_ = PowerOfTwo(-ds_log2);
+    ds_factor_ = PowerOfTwo(ds_log2 - kLog2Scale);
 
     // Keys and values that go to registers arrive where the second stage will be.
     const uint32_t keys = Pass::kKeysInRegisters ? QueryTileAt(1) : QueryTileAt(Pass::kStages);
@@ -177,7 +176,7 @@ class KeyItemRun {
       tile = next;
       head = next_head;
     }
-    Multiply(1.0f / kToScaled, dv_);
+    Multiply(PowerOfTwo(-kLog2Scale), dv_);
     Multiply(ds_inverse_, dk_);
   }
 
@@ -329,9 +328,6 @@ class KeyItemRun {
       StoreOutput<T, kHeadDim>(sequence_.dv, forward_.head_dim, row, false, 1.0f, i, dv_);
     }
   }
-
-  static constexpr float kToScaled = 1 << kLog2Scale;
-  static constexpr float kFromScaled = 1.0f / kToScaled;
 
   const BackwardSequence& sequence_;
   const SequenceParams& forward_;

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/backward_params.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/gradient_scale.cuh"
 #include "kernels/cuda/portable/backward_low_rank.cuh"
 #include "kernels/cuda/portable/backward_tile.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
@@ -95,13 +96,15 @@ class QueryItemRun {
   __device__ void PrepareRows() {
     scale_ = ToFinite(forward_.softmax_scale * kLog2E);
     plain_ = PlainKeyTiles(forward_, first_row_);
-    gradient_scale_ = ScaleOf<T>(sequence_, kv_head_);
+    const int ds_log2 = GradientScaleLog2(sequence_.magnitudes, kv_head_);
+    ds_factor_ = PowerOfTwo(ds_log2);
+    ds_inverse_ = PowerOfTwo(-ds_log2);
     const float slope = SlopeOf(forward_, head_);
     minus_slope_log2_ = -ToFinite(slope * kLog2E);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const GradientRow row = MakeGradientRow(sequence_, head_, first_row_ + FragmentRow(i), slope);
-      rows_[i] = {row.keys, row.bends, -row.stats.lse, -row.stats.delta * gradient_scale_.factor};
+      rows_[i] = {row.keys, row.bends, -row.stats.lse, -row.stats.delta * ds_factor_};
     }
   }
 
@@ -128,8 +131,8 @@ class QueryItemRun {
       __syncthreads();
       stage ^= 1;
     }
-    Multiply(gradient_scale_.inverse, dq_);
-    slope_sum_ *= gradient_scale_.inverse;
+    Multiply(ds_inverse_, dq_);
+    slope_sum_ *= ds_inverse_;
   }
 
   __device__ void ComputeTile(int first_key, int stage) {
@@ -159,7 +162,7 @@ class QueryItemRun {
     if constexpr (kLowRank) {
       if (sequence_.dphi_q == nullptr) return;
       const float sums[2] = {QuadSum(ds_sums[0]), QuadSum(ds_sums[1])};
-      AddFactorGradient<T>(KeyFactor(forward_), head_, first_key, ds, sums, gradient_scale_.inverse,
+      AddFactorGradient<T>(KeyFactor(forward_), head_, first_key, ds, sums, ds_inverse_,
                            shared_.slice, FactorGradientOfRows());
     }
   }
@@ -213,7 +216,7 @@ class QueryItemRun {
             exponent = fmaf(minus_slope_log2_, distance(i, column), offset[i]);
           }
           const float p = Exp2(fmaf(scale_, scores[n][j], exponent));
-          float value = p * fmaf(dp[n][j], gradient_scale_.factor, rows_[i].minus_delta);
+          float value = p * fmaf(dp[n][j], ds_factor_, rows_[i].minus_delta);
           if (kMasked && (column < first_column[i] || column > last_column[i])) value = 0;
           dp[n][j] = value;
           if constexpr (kLowRank) ds_sums[i] += value;
@@ -290,8 +293,9 @@ class QueryItemRun {
   const uint32_t tiles_;
   QueryItemShared<kLowRank>& shared_;
   PlainTiles plain_;
-  float scale_;  // softmax_scale * log2(e)
-  GradientScale gradient_scale_;
+  float scale_;      // softmax_scale * log2(e)
+  float ds_factor_;  // what dS is multiplied by
+  float ds_inverse_;
   float minus_slope_log2_;
   float slope_sum_ = 0;  // of dS times the distance less that of the row's reference: a row's dS
                          // sum to 0, and large positions would blur it

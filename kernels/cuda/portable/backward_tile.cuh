@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/cuda/backward_params.h"
 #include "kernels/cuda/element.cuh"
@@ -33,31 +32,6 @@ __device__ inline TilePair QueriesAndGradients(const BackwardSequence& sequence)
   const SequenceParams& forward = sequence.forward;
   return {forward.q,           sequence.d_o,          forward.q_len,
           forward.num_q_heads, forward.q_head_stride, forward.head_dim};
-}
-
-// What dS is multiplied by while it has 16 bits, a power of two. In fp16 it fills the range that
-// the largest |d_o| and |v| allow, so that results do not depend on the scale of the loss; bf16
-// needs none.
-struct GradientScale {
-  float factor;
-  float inverse;
-};
-
-template <typename T>
-__device__ GradientScale ScaleOf(const BackwardSequence& sequence, int kv_head) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const uint32_t* magnitudes = sequence.magnitudes + 2 * kv_head;
-    const int exponents[2] = {static_cast<int>(magnitudes[0] >> 23),
-                              static_cast<int>(magnitudes[1] >> 23)};
-    if (magnitudes[0] == 0 || magnitudes[1] == 0 || exponents[0] == 255 || exponents[1] == 255) {
-      return {1.0f, 1.0f};
-    }
-    // |dS| <= 2 |d_o| |v|, which the factor takes to 2^13 .. 2^14 or a little less.
-    const int exponent = min(max(11 - (exponents[0] - 127) - (exponents[1] - 127), -100), 100);
-    return {__int_as_float((127 + exponent) << 23), __int_as_float((127 - exponent) << 23)};
-  } else {
-    return {1.0f, 1.0f};
-  }
 }
 
 // The A operand of products with a warp's 16 rows of a tile: kept in registers, or where these are
