@@ -54,6 +54,13 @@ class BackwardConsumer {
     float probable_distances;  // sum_j P[i, j] |i - j|, less the reference's distance
   };
 
+  // Tiles, by their first row, that are plain, on the left and needed: what all tiles of an item
+  // but a few are. Others are looked at one by one.
+  struct PlainTiles {
+    int first;
+    int last;
+  };
+
   // The lane's two rows that stay, in what it adds to its scores.
   struct Rows {
     int begin;  // first row of the consumer
@@ -83,6 +90,7 @@ class BackwardConsumer {
       rows.row0 = all[LaneRow()];
       rows.row1 = all[LaneRow() + 8];
     }
+    const PlainTiles plain = FindPlainTiles(item, rows.begin);
     // The weights of the tile before, while the tensor cores read them.
     uint32_t probabilities[kWeights];
     uint32_t differences[kWeights];
@@ -95,7 +103,10 @@ class BackwardConsumer {
       const int first = __shfl_sync(~0u, tile.first, 0);
       if (first == kEndOfItem) break;
       bool on_right = false;
-      const TileKind kind = KindOf(item, tile, first, rows.begin, &on_right);
+      TileKind kind = TileKind::kPlain;
+      if (!IsPlain(plain, tile, first, rows.begin)) {
+        kind = KindOf(item, tile, first, rows.begin, &on_right);
+      }
       if (kind == TileKind::kUnneeded) {
         if constexpr (L::kOverlaps) {
           // Who goes through many of these must not keep the ring from turning.
@@ -195,6 +206,35 @@ class BackwardConsumer {
   __device__ void Release(int stage) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) MbarrierArrive(L::TileEmpty(base_, stage));
+  }
+
+  __device__ __forceinline__ PlainTiles FindPlainTiles(const BackwardItem& item,
+                                                       int staying) const {
+    const int staying_last = staying + kTileRows - 1;
+    if constexpr (L::kDkDv) {
+      const int last = item.window_diagonal == kNoWindow
+                           ? kNoLimit
+                           : staying - item.window_diagonal - (kTileRows - 1);
+      if (staying >= item.kv_len) return {kNoLimit, -1};
+      return {staying_last - item.diagonal, last};
+    } else {
+      const KeyLimits limits = item.limits[index_];
+      const int last_row = min(staying_last, item.q_len - 1);
+      if (staying >= item.q_len) return {kNoLimit, -1};
+      return {
+          max(last_row + item.window_diagonal, limits.left + 1 - (kTileRows - 1)),
+          min(min(staying + item.diagonal, item.kv_len - 1) - (kTileRows - 1), limits.right - 1)};
+    }
+  }
+
+  __device__ __forceinline__ static bool IsPlain(const PlainTiles& plain, const BackwardTile& tile,
+                                                 int moving, int staying) {
+    bool is_plain = moving >= plain.first && moving <= plain.last;
+    if constexpr (L::kDkDv) {
+      const KeyLimits limits = tile.limits;
+      is_plain = is_plain && staying + (kTileRows - 1) > limits.left && staying < limits.right;
+    }
+    return is_plain;
   }
 
   __device__ __forceinline__ TileKind KindOf(const BackwardItem& item, const BackwardTile& tile,
