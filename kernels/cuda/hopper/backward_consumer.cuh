@@ -45,6 +45,11 @@ class BackwardConsumer {
   static constexpr int kScores = kTileRows / 2;  // a lane's
   static constexpr int kWeights = kScores / 2;   // a lane's, in pairs
   static constexpr int kOutputs = kHeadDim / 2;  // a lane's
+  // Columns of 8 after which the assembler may not move instructions, so that not all exponentials
+  // come in a row.
+#ifndef FB_STEP
+#define FB_STEP 8
+#endif
   static constexpr int kValueOutputs = L::kDkDv ? kOutputs : 4;
 
   // Of the lane's columns in one query row, with the factors of dS and P.
@@ -120,9 +125,8 @@ class BackwardConsumer {
         float scores[kScores];
         float products[kScores];
         StartProducts(scores, products, stage);
-        WgmmaWait<0>();  // of all before, too
+        WgmmaWait<1>();  // of all before, too
         Pin(scores);
-        Pin(products);
         if constexpr (L::kOverlaps) {
           PinGradients(score_gradient, value_gradient, probabilities, differences);
           if (pending >= 0) Release(pending);
@@ -266,6 +270,7 @@ class BackwardConsumer {
                                                 float (&products)[kScores], int stage) {
     WgmmaFence();
     StartProduct(scores, L::Staying(item_.slot(), index_, 0), L::Moving(stage, 0));
+    WgmmaCommit();
     StartProduct(products, L::Staying(item_.slot(), index_, 1), L::Moving(stage, 1));
     WgmmaCommit();
   }
@@ -329,18 +334,22 @@ class BackwardConsumer {
 #pragma unroll
     for (int n = 0; n < kTileRows / 8; ++n) {
       const typename Shifts<kKind>::Columns columns = shifts.Of(n);
-      float weights[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        weights[j] = Exp2(fmaf(scores[4 * n + j], scale_log2, columns.shift[j]));
+        float& weight = scores[4 * n + j];
+        weight = Exp2(fmaf(weight, scale_log2, columns.shift[j]));
         if constexpr (kKind != TileKind::kPlain) {
-          if ((admitted[j / 2] & 1u << (2 * n + j % 2)) == 0) weights[j] = 0;
+          if ((admitted[j / 2] & 1u << (2 * n + j % 2)) == 0) weight = 0;
         }
       }
-      if constexpr (kSlopeGradient) {
+      if (n % FB_STEP == FB_STEP - 1) SchedulingFence();
+    }
+    WgmmaWait<0>();
+    Pin(products);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) scores[4 * n + j] = weights[j];
-      }
+    for (int n = 0; n < kTileRows / 8; ++n) {
+      const typename Shifts<kKind>::Columns columns = shifts.Of(n);
+      const float* const weights = &scores[4 * n];
       if constexpr (L::kDkDv) {
         probabilities[2 * n] = PackPair<Element>(weights[0], weights[1]);
         probabilities[2 * n + 1] = PackPair<Element>(weights[2], weights[3]);
@@ -355,7 +364,7 @@ class BackwardConsumer {
       }
       differences[2 * n] = PackPair<Element>(products[4 * n], products[4 * n + 1]);
       differences[2 * n + 1] = PackPair<Element>(products[4 * n + 2], products[4 * n + 3]);
-      SchedulingFence();
+      if (n % FB_STEP == FB_STEP - 1) SchedulingFence();
     }
     if constexpr (kSlopeGradient) {
       AddToSlopeSums<kKind>(item, first, on_right, rows, scores, products);
