@@ -215,7 +215,7 @@ class KeyItemRun {
       if (sequence_.dphi_k == nullptr) return;
       const float sums[2] = {QuadSum(ds_sums[0]), QuadSum(ds_sums[1])};
       AddFactorGradient<T>(QueryFactor(forward_), head.head, first_row, ds, sums, ds_inverse_,
-                           shared_.slice, FactorGradientOf(head.head));
+                           shared_.slice, FactorGradientOf(head.head), [](int) {});
     }
   }
 
