@@ -31,6 +31,8 @@ struct KeyPass {
   static constexpr bool kKeysInRegisters = kHeadDim < 128;
   static constexpr int kStages = kHeadDim == 128 && kLowRank ? 1 : 2;
   static constexpr int kColumns = 16;  // queries whose scores are computed at a time
+  // Queries whose weights are kept until they are multiplied.
+  static constexpr int kPart = kHeadDim == 128 && !kLowRank ? 32 : kTileRows;
   static constexpr int kBlocksPerSm = kHeadDim == 32 && !kLowRank ? 3 : 2;
   static constexpr int kSharedBytes =
       (2 * kStages + (kKeysInRegisters ? 0 : 2)) * TileLayout<kHeadDim>::kBytes;
@@ -81,6 +83,7 @@ class KeyItemRun {
  private:
   using Pass = KeyPass<kHeadDim, kLowRank>;
   using Layout = TileLayout<kHeadDim>;
+  static constexpr int kSteps = Pass::kPart / 16;
   static constexpr int kLog2Scale = kProbabilityScaleLog2<T>;
 
   // What depends on the query head.
@@ -200,17 +203,21 @@ class KeyItemRun {
       }
     }
 
-    uint32_t p[4][4];
-    uint32_t ds[4][4];
+    const bool plain = plain_.Contain(first_row);
+    uint32_t p[kSteps][4];
+    uint32_t ds[kSteps][4];
     float ds_sums[2] = {};
-    // Products after these have joined: the compiler would sink their sums to where they do.
-    if (plain_.Contain(first_row)) {
-      ComputeWeights<false>(first_row, head, stage, bias, constant, p, ds, ds_sums);
-    } else {
-      ComputeWeights<true>(first_row, head, stage, bias, constant, p, ds, ds_sums);
+#pragma unroll 1
+    for (int part = 0; part < kTileRows; part += Pass::kPart) {
+      // Products after these have joined: the compiler would sink their sums to where they do.
+      if (plain) {
+        ComputeWeights<false>(first_row, part, head, stage, bias, constant, p, ds, ds_sums);
+      } else {
+        ComputeWeights<true>(first_row, part, head, stage, bias, constant, p, ds, ds_sums);
+      }
+      AddProduct<T, kHeadDim>(p, GradientTileAt(stage), part, dv_);
+      AddProduct<T, kHeadDim>(ds, QueryTileAt(stage), part, dk_);
     }
-    AddProduct<T, kHeadDim>(p, GradientTileAt(stage), dv_);
-    AddProduct<T, kHeadDim>(ds, QueryTileAt(stage), dk_);
     if constexpr (kLowRank) {
       if (sequence_.dphi_k == nullptr) return;
       const float sums[2] = {QuadSum(ds_sums[0]), QuadSum(ds_sums[1])};
@@ -219,24 +226,25 @@ class KeyItemRun {
     }
   }
 
-  // P and dS of the tile, scaled, as A fragments; low rank: and sums of dS over this lane's
-  // columns.
+  // P and dS of a part of the tile, scaled, as A fragments; low rank: and sums of dS over this
+  // lane's columns.
   template <bool kMasked>
-  __device__ void ComputeWeights(int first_row, const Head& head, int stage,
+  __device__ void ComputeWeights(int first_row, int part, const Head& head, int stage,
                                  const float (&bias)[kLowRank ? 8 : 1][4],
-                                 const float (&constant)[2][2], uint32_t (&p)[4][4],
-                                 uint32_t (&ds)[4][4], float (&ds_sums)[2]) {
-    const uint32_t queries = ColumnAddress<kHeadDim>(QueryTileAt(stage), 0);
-    const uint32_t gradients = ColumnAddress<kHeadDim>(GradientTileAt(stage), 0);
+                                 const float (&constant)[2][2], uint32_t (&p)[kSteps][4],
+                                 uint32_t (&ds)[kSteps][4], float (&ds_sums)[2]) {
+    const uint32_t queries = ColumnAddress<kHeadDim>(QueryTileAt(stage), part);
+    const uint32_t gradients = ColumnAddress<kHeadDim>(GradientTileAt(stage), part);
     // Columns that a masked row admits.
     int first_column[2];
     int last_column[2];
     if constexpr (kMasked) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) AdmittedColumns(first_row, i, first_column[i], last_column[i]);
+      for (int i = 0; i < 2; ++i)
+        AdmittedColumns(first_row + part, i, first_column[i], last_column[i]);
     }
 #pragma unroll
-    for (int column = 0; column < kTileRows; column += Pass::kColumns) {
+    for (int column = 0; column < Pass::kPart; column += Pass::kColumns) {
       float scores[Pass::kColumns / 8][4];
       float dp[Pass::kColumns / 8][4];
       MultiplyRows<T, kHeadDim, Pass::kColumns>(k_, queries + column * Layout::kRowBytes, scores);
@@ -244,7 +252,7 @@ class KeyItemRun {
 #pragma unroll
       for (int n = 0; n < Pass::kColumns / 8; ++n) {
         const int first = column + 8 * n;
-        const QueryStats* stats = &shared_.stats[stage][first + FragmentColumn()];
+        const QueryStats* stats = &shared_.stats[stage][part + first + FragmentColumn()];
         const QueryStats pair[2] = {stats[0], stats[1]};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {

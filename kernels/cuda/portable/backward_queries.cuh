@@ -175,7 +175,7 @@ class QueryItemRun {
     } else {
       ComputeWeights<true>(first_key, stage, bias, offset, ds, p, p_sums);
     }
-    AddProduct<T, kHeadDim>(ds, KeyTileAt(stage), dq_);
+    AddProduct<T, kHeadDim>(ds, KeyTileAt(stage), 0, dq_);
     if constexpr (kLowRank) {
       if (sequence_.dphi_q == nullptr) return;
       // Of what is multiplied, so that what rounding takes from dS also belongs to the excess.

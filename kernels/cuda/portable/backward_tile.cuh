@@ -97,18 +97,20 @@ __device__ uint32_t ColumnAddress(uint32_t tile, int first_column) {
          TileLayout<kHeadDim>::Offset(first_column + Lane() % 8 + Lane() / 16 * 8, Lane() / 8 % 2);
 }
 
-// sums += weights times the columns' vectors, weights being 16 rows of 64 columns. A tile's product
-// starts from zero, so that the tensor cores' truncation does not grow with the number of tiles.
-template <typename T, int kHeadDim>
-__device__ void AddProduct(const uint32_t (&weights)[4][4], uint32_t tile,
+// sums += weights times the columns' vectors, weights being 16 rows of 16 kSteps columns from
+// first_column on. Their product starts from zero, so that the tensor cores' truncation does not
+// grow with the number of tiles.
+template <typename T, int kHeadDim, int kSteps>
+__device__ void AddProduct(const uint32_t (&weights)[kSteps][4], uint32_t tile, int first_column,
                            float (&sums)[kHeadDim / 8][4]) {
   using Layout = TileLayout<kHeadDim>;
-  const uint32_t first = tile + Layout::Offset(Lane() % 16, Lane() / 16);
+  const uint32_t first =
+      tile + Layout::Offset(Lane() % 16, Lane() / 16) + first_column * Layout::kRowBytes;
 #pragma unroll
   for (int begin = 0; begin < kHeadDim / 8; begin += 4) {
     float product[4][4] = {};
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         uint32_t vectors[4];
