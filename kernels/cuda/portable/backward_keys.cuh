@@ -38,18 +38,27 @@ struct KeyPass {
       (2 * kStages + (kKeysInRegisters ? 0 : 2)) * TileLayout<kHeadDim>::kBytes;
 };
 
-// A query as the threads of all keys read it.
-struct alignas(16) QueryStats {
-  float minus_lse;    // as exponents need it
-  float minus_delta;  // times the scale of dS
-  float left;         // Bends, less the item's first key
-  float right;        // causal: infinity, as no key is there
+// A tile's queries as the threads of all keys read them.
+struct QueryStats {
+  // Two queries next to each other.
+  struct alignas(16) Pair {
+    float exponent[2];     // of the item's first key on their left, without its score
+    float minus_delta[2];  // times the scale of dS
+  };
+  // What masked tiles need instead of the exponent.
+  struct alignas(16) Exact {
+    float minus_lse;
+    float left;   // Bends, less the item's first key
+    float right;  // causal: infinity, as no key is there
+  };
+  Pair pairs[kTileRows / 2];
+  Exact exact[kTileRows];
 };
 
 // Shared memory of an item beside its tiles.
 template <bool kLowRank>
 struct KeyItemShared {
-  QueryStats stats[2][kTileRows];
+  QueryStats stats[2];
   std::conditional_t<kLowRank, FactorSlice, char> slice;
 };
 
@@ -109,19 +118,23 @@ class KeyItemRun {
   }
 
   // A row of the first 64 threads each. Loads what StoreStats() is the first to look at.
-  __device__ GradientRow LoadRow(const QueryTile& tile, float slope) const {
+  __device__ GradientRow LoadRow(const QueryTile& tile, const Head& head) const {
     if (threadIdx.x >= kTileRows) return {};
     const int row = tile.tile * kTileRows + static_cast<int>(threadIdx.x);
-    return MakeGradientRow(sequence_, tile.head, row, slope);
+    return MakeGradientRow(sequence_, tile.head, row, head.slope);
   }
 
-  __device__ void StoreStats(const GradientRow& row, int stage) const {
+  __device__ void StoreStats(const GradientRow& row, const Head& head, int stage) const {
     if (threadIdx.x >= kTileRows) return;
     const bool causal = forward_.causal != 0;
-    shared_.stats[stage][threadIdx.x] = {
-        kLog2Scale - row.stats.lse, -row.stats.delta * ds_factor_,
-        static_cast<float>(row.bends.left - first_key_),
-        causal ? INFINITY : static_cast<float>(row.bends.right - first_key_)};
+    const float minus_lse = kLog2Scale - row.stats.lse;
+    const auto left = static_cast<float>(row.bends.left - first_key_);
+    QueryStats& stats = shared_.stats[stage];
+    QueryStats::Pair& pair = stats.pairs[threadIdx.x / 2];
+    pair.exponent[threadIdx.x % 2] = fmaf(head.minus_slope_log2, left, minus_lse);
+    pair.minus_delta[threadIdx.x % 2] = -row.stats.delta * ds_factor_;
+    stats.exact[threadIdx.x] = {
+        minus_lse, left, causal ? INFINITY : static_cast<float>(row.bends.right - first_key_)};
   }
 
   __device__ void Walk(QueryTiles& tiles, QueryTile tile) {
@@ -138,7 +151,7 @@ class KeyItemRun {
     Copier queries(QueriesAndGradients(sequence_), tile.head);
     Copy(queries, tile.tile, 0);
     Head head = MakeHead(forward_, tile.head);
-    StoreStats(LoadRow(tile, head.slope), 0);
+    StoreStats(LoadRow(tile, head), head, 0);
     WaitForCopies();
     __syncthreads();
     k_.Load(keys);
@@ -160,7 +173,7 @@ class KeyItemRun {
       if constexpr (Pass::kStages == 2) {
         if (has_next) {
           Copy(queries, next.tile, stage ^ 1);
-          next_row = LoadRow(next, next_head.slope);
+          next_row = LoadRow(next, next_head);
         }
       }
       ComputeTile(tile, head, stage);
@@ -168,10 +181,10 @@ class KeyItemRun {
       if constexpr (Pass::kStages == 1) {
         __syncthreads();
         Copy(queries, next.tile, 0);
-        StoreStats(LoadRow(next, next_head.slope), 0);
+        StoreStats(LoadRow(next, next_head), next_head, 0);
       } else {
         stage ^= 1;
-        StoreStats(next_row, stage);
+        StoreStats(next_row, next_head, stage);
       }
       WaitForCopies();
       // With two stages also: everyone has finished with the stage that is filled next.
@@ -203,7 +216,7 @@ class KeyItemRun {
       }
     }
 
-    const bool plain = plain_.Contain(first_row);
+    const bool plain = plain_.Contain(first_row) && IsShallow(head.minus_slope_log2);
     uint32_t p[kSteps][4];
     uint32_t ds[kSteps][4];
     float ds_sums[2] = {};
@@ -235,6 +248,8 @@ class KeyItemRun {
                                  uint32_t (&ds)[kSteps][4], float (&ds_sums)[2]) {
     const uint32_t queries = ColumnAddress<kHeadDim>(QueryTileAt(stage), part);
     const uint32_t gradients = ColumnAddress<kHeadDim>(GradientTileAt(stage), part);
+    const float key_exponent[2] = {-head.minus_slope_log2 * static_cast<float>(FragmentRow(0)),
+                                   -head.minus_slope_log2 * static_cast<float>(FragmentRow(1))};
     // Columns that a masked row admits.
     int first_column[2];
     int last_column[2];
@@ -252,28 +267,33 @@ class KeyItemRun {
 #pragma unroll
       for (int n = 0; n < Pass::kColumns / 8; ++n) {
         const int first = column + 8 * n;
-        const QueryStats* stats = &shared_.stats[stage][part + first + FragmentColumn()];
-        const QueryStats pair[2] = {stats[0], stats[1]};
+        const int query = part + first + FragmentColumn();
+        const QueryStats::Pair pair = shared_.stats[stage].pairs[query / 2];
+        QueryStats::Exact exact[2];
+        if constexpr (kMasked || kLowRank) {
+          exact[0] = shared_.stats[stage].exact[query];
+          exact[1] = shared_.stats[stage].exact[query + 1];
+        }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float p_pair[2];
           float ds_pair[2];
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const QueryStats& query = pair[c];
             float exponent;
             if constexpr (kLowRank) {
               exponent = fmaf(kLog2E, bias[first / 8][2 * i + c],
-                              (constant[i][0] + query.minus_lse) + constant[i][1]);
-            } else {
+                              (constant[i][0] + exact[c].minus_lse) + constant[i][1]);
+            } else if constexpr (kMasked) {
               const auto key = static_cast<float>(FragmentRow(i));
-              float distance = query.left - key;
-              if constexpr (kMasked) distance = fmaxf(distance, key - query.right);
-              exponent = fmaf(head.minus_slope_log2, distance, query.minus_lse);
+              const float distance = fmaxf(exact[c].left - key, key - exact[c].right);
+              exponent = fmaf(head.minus_slope_log2, distance, exact[c].minus_lse);
+            } else {
+              exponent = pair.exponent[c] + key_exponent[i];
             }
             exponent = fmaf(scale_, scores[n][2 * i + c], exponent);
             p_pair[c] = Exp2(exponent);
-            ds_pair[c] = p_pair[c] * fmaf(dp[n][2 * i + c], ds_factor_, query.minus_delta);
+            ds_pair[c] = p_pair[c] * fmaf(dp[n][2 * i + c], ds_factor_, pair.minus_delta[c]);
             if constexpr (kMasked) {
               if (first + c < first_column[i] || first + c > last_column[i]) {
                 p_pair[c] = ds_pair[c] = 0;

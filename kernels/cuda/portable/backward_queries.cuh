@@ -111,12 +111,12 @@ class QueryItemRun {
 
   __device__ void PrepareRows() {
     scale_ = ToFinite(forward_.softmax_scale * kLog2E);
-    plain_ = PlainKeyTiles(forward_, first_row_);
+    const float slope = SlopeOf(forward_, head_);
     const int ds_log2 = GradientScaleLog2(sequence_.magnitudes, kv_head_);
     ds_factor_ = PowerOfTwo(ds_log2);
     ds_inverse_ = PowerOfTwo(-ds_log2);
-    const float slope = SlopeOf(forward_, head_);
     minus_slope_log2_ = -ToFinite(slope * kLog2E);
+    plain_ = IsShallow(minus_slope_log2_) ? PlainKeyTiles(forward_, first_row_) : PlainTiles{0, -1};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const GradientRow row = MakeGradientRow(sequence_, head_, first_row_ + FragmentRow(i), slope);
@@ -224,6 +224,9 @@ class QueryItemRun {
       if constexpr (kMasked) result = fmaxf(result, key - right[i]);
       return result;
     };
+    // Of column 0.
+    const float row_exponent[2] = {fmaf(minus_slope_log2_, left[0], offset[0]),
+                                   fmaf(minus_slope_log2_, left[1], offset[1])};
     const uint32_t keys = ColumnAddress<kHeadDim>(KeyTileAt(stage), 0);
     const uint32_t values = ColumnAddress<kHeadDim>(ValueTileAt(stage), 0);
 #pragma unroll
@@ -241,8 +244,10 @@ class QueryItemRun {
           float exponent;
           if constexpr (kLowRank) {
             exponent = fmaf(kLog2E, bias[column / 8][j], offset[i]);
-          } else {
+          } else if constexpr (kMasked) {
             exponent = fmaf(minus_slope_log2_, distance(i, column), offset[i]);
+          } else {
+            exponent = fmaf(-minus_slope_log2_, static_cast<float>(column), row_exponent[i]);
           }
           float weight = Exp2(fmaf(scale_, scores[n][j], exponent));
           float value = weight * fmaf(dp[n][j], ds_factor_, rows_[i].minus_delta);

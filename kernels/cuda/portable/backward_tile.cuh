@@ -163,6 +163,10 @@ __device__ inline float SlopeOf(const SequenceParams& sequence, int head) {
   return sequence.slopes == nullptr ? 0.0f : sequence.slopes[head];
 }
 
+// Whether plain tiles may add up their exponents from parts that are as large as the bias between
+// neighbouring tiles: an error of 1e-4 at most. Slopes in log2, of either sign.
+__device__ inline bool IsShallow(float slope_log2) { return fabsf(slope_log2) <= 12; }
+
 // First rows of the tiles of one side that are plain against a tile of the other: every query of
 // the one sees every key, and |position - key| bends for none of them. No mask, no right side.
 struct PlainTiles {
