@@ -99,7 +99,7 @@ inline grpc::Status Echo(const v1::AttendRequest& request, v1::AttendResponse* r
 }
 
 // The right answer to a request of one sequence with ALiBi slopes or none, head by head.
-inline grpc::Status Answer(const v1::AttendRequest& request, v1::AttendResponse* response) {
+inline grpc::Status TrueAnswer(const v1::AttendRequest& request, v1::AttendResponse* response) {
   Echo(request, response);
   AttentionProblem problem;
   problem.dtype = request.q().dtype() == v1::DTYPE_FLOAT16    ? DType::kFloat16

@@ -271,7 +271,7 @@ TEST(StreamCallTest, AnswersThatDoNotFitTheRequestAreInternal) {
        [](Messages* m) { m->front().mutable_header()->mutable_o()->set_shape(0, 2); }},
       {"o of float16",
        [](Messages* m) { m->front().mutable_header()->mutable_o()->set_dtype(v1::DTYPE_FLOAT16); }},
-      {"lse of another dtype or shape",
+      {"lse of dtype number 0; expected: float32",
        [](Messages* m) { m->front().mutable_header()->clear_lse(); }},
       {"offset is 100; accepted: 0", [](Messages* m) { m->erase(m->begin() + 1); }},
       {"offset is 0; accepted: 100",
