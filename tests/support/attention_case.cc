@@ -66,8 +66,12 @@ std::string Describe(const AttentionCase& c) {
                     c.phi_q_per_head, "/", c.phi_k_per_head);
   }
   absl::StrAppend(&text, " eps ", c.eps, " want_lse ", c.want_lse, " input ",
-                  static_cast<int>(c.input), " byte_offset ", c.byte_offset, " seed ", c.seed,
-                  " sequences");
+                  static_cast<int>(c.input), " byte_offset ", c.byte_offset, " seed ", c.seed);
+  if (c.direction == Direction::kBackward) {
+    absl::StrAppend(&text, " backward, d_o_scale ", c.d_o_scale,
+                    c.want_bias_gradient ? "" : ", no bias gradient");
+  }
+  absl::StrAppend(&text, " sequences");
   for (const SequenceCase& s : c.sequences) {
     absl::StrAppend(&text, " [q_len ", s.q_len, " kv_len ", s.kv_len);
     if (s.query_start != SequenceCase::kEndAligned) {
@@ -112,6 +116,7 @@ std::vector<float> MakeSlopes(SlopeKind kind, int num_heads) {
 
 OwnedProblem Materialise(const AttentionCase& c) {
   AttentionProblem shape;
+  shape.direction = c.direction;
   shape.dtype = c.dtype;
   shape.num_q_heads = c.num_q_heads;
   shape.num_kv_heads = c.num_kv_heads;
@@ -140,7 +145,7 @@ OwnedProblem Materialise(const AttentionCase& c) {
     shape.total_kv += s.kv_len;
   }
 
-  OwnedProblem owned(shape, std::move(sequences), c.want_lse, c.byte_offset);
+  OwnedProblem owned(shape, std::move(sequences), c.want_lse, c.byte_offset, c.want_bias_gradient);
   Random random(c.seed);
   const float q_scale = c.input == InputKind::kLargeLogits ? 4.0f : 1.0f;
   FillRandom(c.dtype, owned.q(), owned.q_elements(), c.input, q_scale, &random);
@@ -161,6 +166,10 @@ OwnedProblem Materialise(const AttentionCase& c) {
                &random);
     FillRandom(c.factor_dtype, owned.phi_k(), owned.phi_k_elements(), InputKind::kNormal, scale,
                &random);
+  }
+  if (c.direction == Direction::kBackward) {
+    FillRandom(c.dtype, owned.d_o(), owned.q_elements(), InputKind::kNormal, c.d_o_scale, &random);
+    owned.SetForwardResults();
   }
   return owned;
 }

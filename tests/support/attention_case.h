@@ -63,6 +63,10 @@ struct AttentionCase {
   InputKind input = InputKind::kNormal;
   int byte_offset = 0;  // see OwnedProblem
   uint64_t seed = 1;
+  // Of a backward case, d_o is about N(0, d_o_scale^2), and o and lse are the reference's.
+  Direction direction = Direction::kForward;
+  bool want_bias_gradient = true;
+  float d_o_scale = 1;
 };
 
 // All fields on one line, for failure messages.

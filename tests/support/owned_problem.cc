@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/reference/reference_gradients.h"
+#include "tests/support/in_parallel.h"
 #include "tests/support/poison.h"
 
 namespace flashbias::support {
@@ -27,23 +29,21 @@ bool OwnedProblem::Output::GuardsIntact() const {
 }
 
 OwnedProblem::OwnedProblem(const AttentionProblem& shape, std::vector<Sequence> sequences,
-                           bool want_lse, int byte_offset)
+                           bool want_lse, int byte_offset, bool want_bias_gradient)
     : problem_(shape), sequences_(std::move(sequences)) {
   const size_t element = SizeOf(problem_.dtype);
   q_ = Input(q_elements() * element, byte_offset);
   k_ = Input(kv_elements() * element, byte_offset);
   v_ = Input(kv_elements() * element, byte_offset);
-  o_ = Output(q_elements() * element, byte_offset);
-  if (want_lse) lse_ = Output(lse_elements() * sizeof(float), byte_offset / 4 * 4);
   problem_.sequences = absl::MakeConstSpan(sequences_);
   problem_.q = q_.data();
   problem_.k = k_.data();
   problem_.v = v_.data();
-  problem_.o = o_.data();
-  problem_.lse = want_lse ? reinterpret_cast<float*>(lse_.data()) : nullptr;
+  problem_.lse = nullptr;
   problem_.alibi.slopes = nullptr;
   problem_.low_rank.phi_q = nullptr;
   problem_.low_rank.phi_k = nullptr;
+  problem_.gradients = Gradients{};
   if (problem_.bias_kind == BiasKind::kAlibi) {
     slopes_.resize(problem_.num_q_heads * (problem_.alibi.per_sequence ? sequences_.size() : 1));
     problem_.alibi.slopes = slopes_.data();
@@ -53,7 +53,47 @@ OwnedProblem::OwnedProblem(const AttentionProblem& shape, std::vector<Sequence> 
     problem_.low_rank.phi_q = phi_q_.data();
     problem_.low_rank.phi_k = phi_k_.data();
   }
+  if (backward()) {
+    AllocateGradients(byte_offset, want_bias_gradient);
+  } else {
+    problem_.o = AddOutput("o", problem_.dtype, q_elements(), byte_offset);
+    if (want_lse) {
+      problem_.lse = reinterpret_cast<float*>(
+          AddOutput("lse", DType::kFloat32, lse_elements(), byte_offset / 4 * 4));
+    }
+  }
   PoisonOutputs();
+}
+
+char* OwnedProblem::AddOutput(const char* name, DType dtype, int64_t elements, int byte_offset) {
+  outputs_.push_back(
+      {.name = name, .dtype = dtype, .output = Output(elements * SizeOf(dtype), byte_offset)});
+  return outputs_.back().output.data();
+}
+
+void OwnedProblem::AllocateGradients(int byte_offset, bool want_bias_gradient) {
+  const DType dtype = problem_.dtype;
+  d_o_ = Input(q_elements() * SizeOf(dtype), byte_offset);
+  o_input_ = Input(q_elements() * SizeOf(dtype), byte_offset);
+  lse_input_ = Input(lse_elements() * sizeof(float), byte_offset / 4 * 4);
+  problem_.o = o_input_.data();
+  problem_.lse = lse_input();
+  Gradients& gradients = problem_.gradients;
+  gradients.d_o = d_o_.data();
+  gradients.dq = AddOutput("dq", dtype, q_elements(), byte_offset);
+  gradients.dk = AddOutput("dk", dtype, kv_elements(), byte_offset);
+  gradients.dv = AddOutput("dv", dtype, kv_elements(), byte_offset);
+  if (!want_bias_gradient) return;
+  const auto add = [&](const char* name, int64_t elements) {
+    return reinterpret_cast<float*>(
+        AddOutput(name, DType::kFloat32, elements, byte_offset / 4 * 4));
+  };
+  if (problem_.bias_kind == BiasKind::kAlibi) {
+    gradients.dslopes = add("dslopes", num_slopes());
+  } else if (problem_.bias_kind == BiasKind::kLowRank) {
+    gradients.dphi_q = add("dphi_q", phi_q_elements());
+    gradients.dphi_k = add("dphi_k", phi_k_elements());
+  }
 }
 
 int64_t OwnedProblem::q_elements() const {
@@ -74,10 +114,33 @@ int64_t OwnedProblem::phi_k_elements() const {
   return problem_.total_kv * problem_.low_rank.phi_k_heads * problem_.low_rank.rank;
 }
 
+void OwnedProblem::SetForwardResults() {
+  std::vector<std::pair<int64_t, int>> heads;
+  for (int64_t n = 0; n < static_cast<int64_t>(sequences_.size()); ++n) {
+    if (sequences_[n].q_len == 0) continue;
+    for (int head = 0; head < problem_.num_q_heads; ++head) heads.emplace_back(n, head);
+  }
+  InParallel(static_cast<int64_t>(heads.size()), [&](int64_t index) {
+    const auto& [sequence, head] = heads[index];
+    const ReferenceHead reference(problem_, sequence, head);
+    for (int64_t row = 0; row < reference.q_len(); ++row) {
+      const ReferenceScores scores = reference.Scores(row);
+      const int64_t at = (sequences_[sequence].q_begin + row) * problem_.num_q_heads + head;
+      for (int d = 0; d < problem_.head_dim; ++d) {
+        StoreElement(problem_.dtype, o_input(), at * problem_.head_dim + d,
+                     static_cast<float>(scores.o[d]));
+      }
+      lse_input()[at] = static_cast<float>(scores.lse);
+    }
+  });
+}
+
 OwnedProblem OwnedProblem::RoundedTo(DType dtype) const {
   AttentionProblem shape = problem_;
   shape.dtype = dtype;
-  OwnedProblem copy(shape, sequences_, problem_.lse != nullptr, q_.offset());
+  const Gradients& gradients = problem_.gradients;
+  OwnedProblem copy(shape, sequences_, problem_.lse != nullptr, q_.offset(),
+                    gradients.dslopes != nullptr || gradients.dphi_q != nullptr);
   Round(problem_.dtype, problem_.q, dtype, copy.q(), q_elements());
   Round(problem_.dtype, problem_.k, dtype, copy.k(), kv_elements());
   Round(problem_.dtype, problem_.v, dtype, copy.v(), kv_elements());
@@ -87,26 +150,32 @@ OwnedProblem OwnedProblem::RoundedTo(DType dtype) const {
     Round(factors, problem_.low_rank.phi_q, factors, copy.phi_q(), phi_q_elements());
     Round(factors, problem_.low_rank.phi_k, factors, copy.phi_k(), phi_k_elements());
   }
+  if (backward()) {
+    Round(problem_.dtype, gradients.d_o, dtype, copy.d_o(), q_elements());
+    copy.SetForwardResults();
+  }
   return copy;
 }
 
 void OwnedProblem::PoisonOutputs() {
-  FillWithPoison(problem_.dtype, o_.data(), o_.size());
-  FillWithPoison(DType::kFloat32, lse_.data(), lse_.size());
+  for (NamedOutput& o : outputs_) FillWithPoison(o.dtype, o.output.data(), o.output.size());
 }
 
 std::string OwnedProblem::CheckOutputs() const {
-  if (!o_.GuardsIntact()) return "bytes beside o were written";
-  if (!lse_.GuardsIntact()) return "bytes beside lse were written";
-  const int64_t lse_left = FindPoison(DType::kFloat32, lse_.data(), lse_.size());
-  if (lse_left >= 0) return absl::StrCat("element ", lse_left, " of lse was not written");
-  const int64_t o_left = FindPoison(problem_.dtype, o_.data(), o_.size());
-  if (o_left >= 0) return absl::StrCat("element ", o_left, " of o was not written");
+  for (const NamedOutput& o : outputs_) {
+    if (!o.output.GuardsIntact()) return absl::StrCat("bytes beside ", o.name, " were written");
+  }
+  for (const NamedOutput& o : outputs_) {
+    const int64_t left = FindPoison(o.dtype, o.output.data(), o.output.size());
+    if (left >= 0) return absl::StrCat("element ", left, " of ", o.name, " was not written");
+  }
   return "";
 }
 
 std::string OwnedProblem::OutputBytes() const {
-  return absl::StrCat(std::string(o_.data(), o_.size()), std::string(lse_.data(), lse_.size()));
+  std::string bytes;
+  for (const NamedOutput& o : outputs_) bytes.append(o.output.data(), o.output.size());
+  return bytes;
 }
 
 }  // namespace flashbias::support

@@ -1,4 +1,5 @@
-// An AttentionProblem that owns its tensors, built to catch a backend that strays.
+// An AttentionProblem, forward or backward, that owns its tensors, built to catch a backend that
+// strays.
 //
 // Inputs are sized exactly, so that AddressSanitizer sees the first byte read beyond them, and may
 // start at an odd byte address. Outputs are filled with a signalling NaN that no computation
@@ -21,9 +22,10 @@ namespace flashbias::support {
 class OwnedProblem {
  public:
   // Allocates for `shape`, whose pointers and sequences are ignored. `byte_offset` (0 .. 63) shifts
-  // q, k, v, o and the factors away from alignment; lse and slopes stay aligned to 4 bytes.
+  // all tensors but the slopes away from alignment; those in float stay aligned to 4 bytes. A
+  // backward problem has lse, wanted or not; `want_bias_gradient`: that of the bias that it has.
   OwnedProblem(const AttentionProblem& shape, std::vector<Sequence> sequences, bool want_lse,
-               int byte_offset);
+               int byte_offset, bool want_bias_gradient = true);
   OwnedProblem(OwnedProblem&&) = default;
   OwnedProblem& operator=(OwnedProblem&&) = default;
 
@@ -38,15 +40,24 @@ class OwnedProblem {
   float* slopes() { return slopes_.data(); }
   void* phi_q() { return phi_q_.data(); }
   void* phi_k() { return phi_k_.data(); }
+  // Of a backward problem.
+  void* d_o() { return d_o_.data(); }
+  void* o_input() { return o_input_.data(); }
+  float* lse_input() { return reinterpret_cast<float*>(lse_input_.data()); }
+
+  // Of a backward problem: o and lse as the fp64 reference gives them for the other inputs, rounded
+  // to their types. To be called again when those change.
+  void SetForwardResults();
 
   int64_t num_slopes() const { return static_cast<int64_t>(slopes_.size()); }
-  int64_t q_elements() const;    // of q and of o
-  int64_t kv_elements() const;   // of k, and of v
+  int64_t q_elements() const;    // of q and of o, d_o and dq
+  int64_t kv_elements() const;   // of k, and of v, dk and dv
   int64_t lse_elements() const;  // of lse, wanted or not
   int64_t phi_q_elements() const;
   int64_t phi_k_elements() const;
 
-  // The same problem with q, k and v rounded to `dtype`; outputs are fresh.
+  // The same problem with q, k, v and d_o rounded to `dtype`; outputs are fresh, as are o and lse
+  // of a backward problem.
   OwnedProblem RoundedTo(DType dtype) const;
 
   // Fills the outputs with poison again, so that the problem can be run once more.
@@ -88,11 +99,23 @@ class OwnedProblem {
     std::vector<char> bytes_;
   };
 
+  struct NamedOutput {
+    const char* name;
+    DType dtype;
+    Output output;
+  };
+
+  bool backward() const { return problem_.direction == Direction::kBackward; }
+  // A new output's memory.
+  char* AddOutput(const char* name, DType dtype, int64_t elements, int byte_offset);
+  void AllocateGradients(int byte_offset, bool want_bias_gradient);
+
   AttentionProblem problem_;
   std::vector<Sequence> sequences_;
   Input q_, k_, v_, phi_q_, phi_k_;
+  Input d_o_, o_input_, lse_input_;  // of a backward problem
   std::vector<float> slopes_;
-  Output o_, lse_;
+  std::vector<NamedOutput> outputs_;
 };
 
 }  // namespace flashbias::support

@@ -2,8 +2,10 @@
 
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "kernels/reference/reference_attention.h"
+#include "kernels/reference/reference_gradients.h"
 
 namespace flashbias::support {
 namespace {
@@ -27,6 +29,29 @@ void Compute(const AttentionProblem& problem, ProblemStats* stats) {
   }
 }
 
+void Store(DType dtype, const std::vector<double>& values, void* data) {
+  if (data == nullptr) return;
+  for (size_t n = 0; n < values.size(); ++n) {
+    StoreElement(dtype, data, static_cast<int64_t>(n), static_cast<float>(values[n]));
+  }
+}
+
+void ComputeGradients(const AttentionProblem& problem, ProblemStats* stats) {
+  const ReferenceGradients result = ComputeReferenceGradients(problem);
+  const Gradients& gradients = problem.gradients;
+  Store(problem.dtype, result.dq, gradients.dq);
+  Store(problem.dtype, result.dk, gradients.dk);
+  Store(problem.dtype, result.dv, gradients.dv);
+  Store(DType::kFloat32, result.dslopes, gradients.dslopes);
+  Store(DType::kFloat32, result.dphi_q, gradients.dphi_q);
+  Store(DType::kFloat32, result.dphi_k, gradients.dphi_k);
+  for (const Sequence& s : problem.sequences) {
+    for (int64_t n = 0; n < s.q_len * problem.num_q_heads; ++n) {
+      if (std::isfinite(problem.lse[s.q_begin * problem.num_q_heads + n])) ++stats->tiles_computed;
+    }
+  }
+}
+
 }  // namespace
 
 ReferenceBackend::ReferenceBackend()
@@ -39,7 +64,11 @@ void ReferenceBackend::Run(absl::Span<const AttentionProblem> problems,
                            absl::Span<ProblemStats> stats, Done done) {
   for (size_t n = 0; n < problems.size(); ++n) {
     stats[n] = ProblemStats{};
-    Compute(problems[n], &stats[n]);
+    if (problems[n].direction == Direction::kBackward) {
+      ComputeGradients(problems[n], &stats[n]);
+    } else {
+      Compute(problems[n], &stats[n]);
+    }
   }
   std::move(done)(absl::OkStatus());
 }
