@@ -91,7 +91,7 @@ for program in "${programs[@]}"; do
   for family in "${chosen[@]}"; do
     arguments=("--family=$family")
     name=$program.$family
-    if [[ $program == cuda_plan_test || $program == cuda_regions_test ]]; then  # know no family
+    if [[ $program == cuda_*plan_test || $program == cuda_regions_test ]]; then  # know no family
       if [[ -n $sanitizer || $family != "${chosen[0]}" ]]; then continue; fi
       arguments=()
       name=$program

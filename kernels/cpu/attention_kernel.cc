@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
-#include <numbers>
 
 #include "kernels/cpu/attention_task.h"
+#include "kernels/cpu/reference_key.h"
 #include "kernels/cpu/workspace.h"
 
 // SSE4 covers every x86-64 of the last fifteen years; AVX2 and AVX-512 are the fast paths. Vectors
@@ -28,9 +28,6 @@ HWY_BEFORE_NAMESPACE();
 namespace flashbias::cpu {
 namespace HWY_NAMESPACE {
 
-constexpr double kLog2E = std::numbers::log2e;
-constexpr double kLn2 = std::numbers::ln2;
-
 // A task while it is computed.
 struct TaskRun {
   const AttentionProblem& problem;
@@ -47,21 +44,6 @@ struct TaskRun {
   // Union of the admitted keys over each group's rows.
   std::array<KeyRange, kMaxGroups> group_keys;
 };
-
-// The admitted key with the largest ALiBi bias: the nearest one, or for a negative slope the
-// farthest. Scores relative to it are small where the softmax mass is.
-HWY_INLINE int64_t ReferenceKey(KeyRange keys, int64_t position, double slope) {
-  const int64_t nearest = std::clamp(position, keys.begin, keys.end - 1);
-  if (slope >= 0) return nearest;
-  const int64_t last = keys.end - 1;
-  return std::abs(position - keys.begin) >= std::abs(position - last) ? keys.begin : last;
-}
-
-// What a float cannot hold becomes the largest one: infinity times a distance of 0 would be NaN.
-HWY_INLINE float ToFiniteFloat(double value) {
-  constexpr double kMax = std::numeric_limits<float>::max();
-  return static_cast<float>(std::clamp(value, -kMax, kMax));
-}
 
 HWY_INLINE void PrepareAlibiRow(const AttentionProblem& problem, float slope, int64_t position,
                                 RowState& row) {

@@ -17,6 +17,8 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/cpu/attention_task.h"
+#include "kernels/cpu/backward_run.h"
+#include "kernels/cpu/backward_workspace.h"
 #include "kernels/cpu/packed_buffer.h"
 #include "kernels/cpu/packed_sequence.h"
 #include "kernels/cpu/task_list.h"
@@ -27,6 +29,7 @@ namespace flashbias {
 namespace {
 
 using cpu::AttentionTask;
+using cpu::BackwardWorkspace;
 using cpu::PackedSequence;
 using cpu::TaskStats;
 using cpu::Workspace;
@@ -69,9 +72,10 @@ BackendInfo DescribeBackend(int num_threads) {
 
 class CpuBackend final : public AttentionBackend {
  public:
-  explicit CpuBackend(std::vector<Workspace> workspaces)
+  CpuBackend(std::vector<Workspace> workspaces, std::vector<BackwardWorkspace> backward_workspaces)
       : info_(DescribeBackend(static_cast<int>(workspaces.size()))),
         workspaces_(std::move(workspaces)),
+        backward_workspaces_(std::move(backward_workspaces)),
         arena_(static_cast<int>(workspaces_.size())),
         runner_([this] { RunLoop(); }) {}
 
@@ -172,6 +176,10 @@ class CpuBackend final : public AttentionBackend {
       ComputeWave(problems, packed, begin, end, stats);
       begin = end;
     }
+    cpu::RunBackward(problems, stats, absl::MakeSpan(backward_workspaces_),
+                     [this](size_t count, absl::FunctionRef<void(size_t, size_t)> work) {
+                       ForEachInOrder(count, work);
+                     });
     return absl::OkStatus();
   }
 
@@ -226,7 +234,8 @@ class CpuBackend final : public AttentionBackend {
   const BackendInfo info_;
   const std::shared_ptr<HeapAllocator> host_allocator_ = std::make_shared<HeapAllocator>();
   // Touched only while a run computes, that is by one run at a time.
-  std::vector<Workspace> workspaces_;  // one per worker
+  std::vector<Workspace> workspaces_;                   // one per worker
+  std::vector<BackwardWorkspace> backward_workspaces_;  // the same
   cpu::PackedBuffer packed_buffer_;
   tbb::task_arena arena_;
 
@@ -252,13 +261,14 @@ absl::StatusOr<std::unique_ptr<AttentionBackend>> CreateCpuBackend(
     num_threads = static_cast<int>(std::min<unsigned>(hardware, kMaxThreads));
   }
   std::vector<Workspace> workspaces(num_threads);
-  for (const Workspace& workspace : workspaces) {
-    if (!workspace.allocated()) {
+  std::vector<BackwardWorkspace> backward_workspaces(num_threads);
+  for (int n = 0; n < num_threads; ++n) {
+    if (!workspaces[n].allocated() || !backward_workspaces[n].allocated()) {
       return absl::ResourceExhaustedError(
           absl::StrCat("no memory for the workspaces of ", num_threads, " threads"));
     }
   }
-  return std::make_unique<CpuBackend>(std::move(workspaces));
+  return std::make_unique<CpuBackend>(std::move(workspaces), std::move(backward_workspaces));
 }
 
 }  // namespace flashbias

@@ -51,6 +51,7 @@ std::vector<PackedSequence> MakePackedSequences(absl::Span<const AttentionProble
   std::vector<PackedSequence> result;
   for (size_t p = 0; p < problems.size(); ++p) {
     const AttentionProblem& problem = problems[p];
+    if (problem.direction != Direction::kForward) continue;
     for (size_t s = 0; s < problem.sequences.size(); ++s) {
       const Sequence& sequence = problem.sequences[s];
       if (sequence.q_len == 0) continue;

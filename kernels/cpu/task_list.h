@@ -15,7 +15,7 @@
 
 namespace flashbias::cpu {
 
-// The sequences of all problems, in order, each with as many key/value heads as fit into
+// The sequences of all forward problems, in order, each with as many key/value heads as fit into
 // `max_floats` floats of packed memory, at least one; the arrays are not set. Sequences without
 // rows are left out.
 std::vector<PackedSequence> MakePackedSequences(absl::Span<const AttentionProblem> problems,

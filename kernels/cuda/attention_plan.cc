@@ -70,6 +70,9 @@ absl::StatusOr<AttentionPlan> AttentionPlan::Create(absl::Span<const AttentionPr
   for (const AttentionProblem& problem : problems) {
     absl::Status served = CheckServed(problem);
     if (!served.ok()) return served;
+    if (problem.direction != Direction::kForward) {
+      return absl::InvalidArgumentError("direction is backward; accepted: forward");
+    }
     if (GroupOf(problem, device, options) != plan.group_) {
       return absl::InvalidArgumentError(
           "problems differ in dtype, padded head_dim, kind of bias or kernel family; "

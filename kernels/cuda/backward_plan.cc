@@ -13,8 +13,8 @@
 namespace flashbias::cuda {
 namespace {
 
-// Of a score element, over the forward pass: five products of tiles in one pass and three in the
-// other, instead of two.
+// Of a score element, over the forward pass: both passes make seven products of tiles instead of
+// two, and two exponentials instead of one.
 constexpr double kScoreWork = 2.5;
 
 // Rows and keys of a unit of cost.

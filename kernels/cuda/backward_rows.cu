@@ -290,6 +290,9 @@ __global__ void __launch_bounds__(kThreads)
     BackwardRowsKernel(const __grid_constant__ BackwardParams params,
                        const __grid_constant__ BackwardRowsParams rows) {
   __shared__ RowBound bounds[kMaxSliceHeads][kLimitRows];
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
   const RowsJob job = JobOfBlock(rows, static_cast<int>(blockIdx.x));
   const BackwardSequence& sequence = params.sequences[job.sequence];
   const SequenceParams& s = sequence.forward;

@@ -25,8 +25,8 @@ inline constexpr int kProbabilityScaleLog2 = std::is_same_v<Element, __half> ? 1
 // log2 of the factor of dS. `magnitudes` as in BackwardSequence; null: 0.
 __device__ inline int GradientScaleLog2(const uint32_t* magnitudes, int kv_head) {
   if (magnitudes == nullptr) return 0;
-  const float d_o = __uint_as_float(magnitudes[2 * kv_head]);
-  const float v = __uint_as_float(magnitudes[2 * kv_head + 1]);
+  const float d_o = __uint_as_float(__ldcg(magnitudes + 2 * kv_head));
+  const float v = __uint_as_float(__ldcg(magnitudes + 2 * kv_head + 1));
   // fp16's norms are between 2^-24 and 2^20, or zero, or infinite.
   const float bound = 2 * d_o * v;
   if (!(bound > 0) || !(bound < INFINITY)) return 0;

@@ -82,8 +82,8 @@ ReferenceScores ReferenceHead::Scores(int64_t row) const {
   ReferenceScores scores{.o = std::vector<double>(head_dim_, 0.0),
                          .lse = -std::numeric_limits<double>::infinity()};
   const int64_t i = sequence_.query_start + row;
-  // One distance is taken off all of a row: softmax does not see it, neither does sum_j dS |i - j|,
-  // since a row's dS sum to 0, and at positions like 2^40 even double would round too much.
+  // One distance is taken off all of a row, which softmax does not see: at positions like 2^40 even
+  // double would round slope * |i - j| to 1e-4.
   const int64_t base_distance = std::abs(i - sequence_.key_start);
   std::vector<double>& logits = scores.p;
   for (int64_t c = 0; c < sequence_.kv_len; ++c) {
@@ -91,9 +91,8 @@ ReferenceScores ReferenceHead::Scores(int64_t row) const {
     if (mask_.causal && j > i) continue;
     if (mask_.left_window > 0 && i - j >= mask_.left_window) continue;
     if (logits.empty()) scores.first_key = c;
-    const auto distance = static_cast<double>(std::abs(i - j) - base_distance);
-    scores.distance.push_back(distance);
-    double bias = -slope_ * distance;
+    scores.distance.push_back(static_cast<double>(std::abs(i - j)));
+    double bias = -slope_ * static_cast<double>(std::abs(i - j) - base_distance);
     if (rank_ > 0) bias = Dot(phi_q(row), phi_k(c), rank_);
     logits.push_back(softmax_scale_ * Dot(q(row), k(c), head_dim_) + bias);
   }
@@ -144,7 +143,8 @@ void ReferenceHead::Add(int64_t row, const ReferenceScores& scores, HeadGradient
       AddScaled(d_logit, phi_k(key), rank_, &sums->dphi_q[row * rank_]);
       AddScaled(d_logit, phi_q(row), rank_, &sums->dphi_k[key * rank_]);
     }
-    sums->dslope -= d_logit * scores.distance[n];
+    // One distance is taken off here too: a row's dS sum to 0.
+    sums->dslope -= d_logit * (scores.distance[n] - scores.distance[0]);
   }
 }
 

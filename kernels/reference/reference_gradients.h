@@ -19,7 +19,7 @@ struct ReferenceScores {
   int64_t first_key = 0;         // 0-based in the sequence
   std::vector<double> p;         // softmax; empty where the mask admits no key
   std::vector<double> d_logit;   // dL/dlogit; empty of a forward problem
-  std::vector<double> distance;  // |i - j| less that of one key of the row
+  std::vector<double> distance;  // |i - j|
   std::vector<double> o;         // [head_dim]
   double lse = 0;                // natural log; -infinity where the mask admits no key
 };

@@ -103,14 +103,14 @@ class TermCounter {
       terms->dq += scale * product * k_[key];
       terms->dk += scale * d_logit * q;
       terms->dv += p * p * d_o;
-      terms->dslope += product * Square(scores.distance[n] - scores.distance[0]);
+      terms->dslope += product * Square(scores.distance[n]);
       if (head_.rank() > 0) {
         terms->dphi_q += product * phi_k_[key];
         terms->dphi_k += d_logit * phi_q;
       }
-      mean_distance += p * (scores.distance[n] - scores.distance.back());
+      mean_distance += p * scores.distance[n];
       steepest = std::max(steepest, std::fabs(scores.d_logit[n] / p));
-      farthest = std::max(farthest, std::fabs(scores.distance[n] - scores.distance.back()));
+      farthest = std::max(farthest, scores.distance[n]);
     }
     // delta's error is one for all keys of the row.
     terms->dq += scale * delta * SquaredNormOfMean(scores, head_.k(0), dim);

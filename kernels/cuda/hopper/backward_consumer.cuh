@@ -47,14 +47,27 @@ class BackwardConsumer {
   static constexpr int kOutputs = kHeadDim / 2;  // a lane's
   static constexpr int kValueOutputs = L::kDkDv ? kOutputs : 4;
 
+  // Of the lane's columns in one query row, with the factors of dS and P.
+  struct SlopeSums {
+    float differences;         // sum_j dS[i, j]
+    float distances;           // sum_j dS[i, j] |i - j|, less the reference's distance
+    float probable_distances;  // sum_j P[i, j] |i - j|, less the reference's distance
+  };
+
+  // Tiles, by their first row, that are plain, on the left and needed: what all tiles of an item
+  // but a few are. Others are looked at one by one.
+  struct PlainTiles {
+    int first;
+    int last;
+  };
+
   // The lane's two rows that stay, in what it adds to its scores.
   struct Rows {
     int begin;  // first row of the consumer
     // kDq: what the scores of the tile's column 0 are short of, if it were at key row 0.
     StayingRow row0;
     StayingRow row1;
-    // kSlopeGradient
-    float slope_sum;
+    SlopeSums slopes[2];  // kSlopeGradient
   };
 
   __device__ static int LaneRow() {
@@ -71,12 +84,13 @@ class BackwardConsumer {
     for (int i = 0; i < kValueOutputs; ++i) value_gradient[i] = 0;
     Rows rows;
     rows.begin = item.begin + index_ * kTileRows;
-    rows.slope_sum = 0;
+    rows.slopes[0] = rows.slopes[1] = {0, 0, 0};
     if constexpr (!L::kDkDv) {
       const StayingRow* const all = L::Rows(shared_, item_.slot()) + index_ * kTileRows;
       rows.row0 = all[LaneRow()];
       rows.row1 = all[LaneRow() + 8];
     }
+    const PlainTiles plain = FindPlainTiles(item, rows.begin);
     // The weights of the tile before, while the tensor cores read them.
     uint32_t probabilities[kWeights];
     uint32_t differences[kWeights];
@@ -89,8 +103,18 @@ class BackwardConsumer {
       const int first = __shfl_sync(~0u, tile.first, 0);
       if (first == kEndOfItem) break;
       bool on_right = false;
-      const TileKind kind = KindOf(item, tile, first, rows.begin, &on_right);
+      TileKind kind = TileKind::kPlain;
+      if (!IsPlain(plain, tile, first, rows.begin)) {
+        kind = KindOf(item, tile, first, rows.begin, &on_right);
+      }
       if (kind == TileKind::kUnneeded) {
+        if constexpr (L::kOverlaps) {
+          // Who goes through many of these must not keep the ring from turning.
+          WgmmaWait<0>();
+          PinGradients(score_gradient, value_gradient, probabilities, differences);
+          if (pending >= 0) Release(pending);
+          pending = -1;
+        }
         Release(stage);
       } else {
         float scores[kScores];
@@ -151,11 +175,19 @@ class BackwardConsumer {
       StoreGradient<Element, kHeadDim>(item.value_gradient, row_elements, item.head_dim, row,
                                        num_rows, item.value_factor, value_gradient);
     }
-    if constexpr (kSlopeGradient) StoreSlopeGradient(item, rows.slope_sum);
+    if constexpr (kSlopeGradient) StoreSlopeGradient(item, rows);
   }
 
-  // The sum over the item, always in the same order.
-  __device__ __forceinline__ void StoreSlopeGradient(const BackwardItem& item, float sum) {
+  // sum_ij dS[i, j] |i - j| of the item, always added up in the same order. A row's dS add up to
+  // zero but for the rounding of o in its delta. What they do add up to tells that error, which the
+  // row's mean distance would carry into the sum.
+  __device__ __forceinline__ void StoreSlopeGradient(const BackwardItem& item, const Rows& rows) {
+    float sum = 0;
+#pragma unroll
+    for (const SlopeSums& row : rows.slopes) {
+      const float excess = QuadSum(row.differences);
+      sum += row.distances - excess * (row.probable_distances * item.value_factor);
+    }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
       sum += __shfl_xor_sync(~0u, sum, distance);
@@ -174,6 +206,35 @@ class BackwardConsumer {
   __device__ void Release(int stage) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) MbarrierArrive(L::TileEmpty(base_, stage));
+  }
+
+  __device__ __forceinline__ PlainTiles FindPlainTiles(const BackwardItem& item,
+                                                       int staying) const {
+    const int staying_last = staying + kTileRows - 1;
+    if constexpr (L::kDkDv) {
+      const int last = item.window_diagonal == kNoWindow
+                           ? kNoLimit
+                           : staying - item.window_diagonal - (kTileRows - 1);
+      if (staying >= item.kv_len) return {kNoLimit, -1};
+      return {staying_last - item.diagonal, last};
+    } else {
+      const KeyLimits limits = item.limits[index_];
+      const int last_row = min(staying_last, item.q_len - 1);
+      if (staying >= item.q_len) return {kNoLimit, -1};
+      return {
+          max(last_row + item.window_diagonal, limits.left + 1 - (kTileRows - 1)),
+          min(min(staying + item.diagonal, item.kv_len - 1) - (kTileRows - 1), limits.right - 1)};
+    }
+  }
+
+  __device__ __forceinline__ static bool IsPlain(const PlainTiles& plain, const BackwardTile& tile,
+                                                 int moving, int staying) {
+    bool is_plain = moving >= plain.first && moving <= plain.last;
+    if constexpr (L::kDkDv) {
+      const KeyLimits limits = tile.limits;
+      is_plain = is_plain && staying + (kTileRows - 1) > limits.left && staying < limits.right;
+    }
+    return is_plain;
   }
 
   __device__ __forceinline__ TileKind KindOf(const BackwardItem& item, const BackwardTile& tile,
@@ -253,7 +314,7 @@ class BackwardConsumer {
   template <TileKind kKind>
   __device__ __forceinline__ void Weigh(const BackwardItem& item, const BackwardTile& tile,
                                         int first, bool on_right, int stage, Rows& rows,
-                                        const float (&scores)[kScores], float (&products)[kScores],
+                                        float (&scores)[kScores], float (&products)[kScores],
                                         uint32_t (&probabilities)[kWeights],
                                         uint32_t (&differences)[kWeights]) {
     uint32_t admitted[2] = {~0u, ~0u};
@@ -276,6 +337,10 @@ class BackwardConsumer {
           if ((admitted[j / 2] & 1u << (2 * n + j % 2)) == 0) weights[j] = 0;
         }
       }
+      if constexpr (kSlopeGradient) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) scores[4 * n + j] = weights[j];
+      }
       if constexpr (L::kDkDv) {
         probabilities[2 * n] = PackPair<Element>(weights[0], weights[1]);
         probabilities[2 * n + 1] = PackPair<Element>(weights[2], weights[3]);
@@ -292,7 +357,9 @@ class BackwardConsumer {
       differences[2 * n + 1] = PackPair<Element>(products[4 * n + 2], products[4 * n + 3]);
       SchedulingFence();
     }
-    if constexpr (kSlopeGradient) AddSlopeGradient<kKind>(item, first, on_right, rows, products);
+    if constexpr (kSlopeGradient) {
+      AddToSlopeSums<kKind>(item, first, on_right, rows, scores, products);
+    }
   }
 
   // Bits 2 n + j of the lane's columns 8 n + j that the mask admits with a row that stays.
@@ -405,41 +472,36 @@ class BackwardConsumer {
     int turn_;  // the column at which keys and queries change sides
   };
 
-  // Adds sum dS |i - j| of the tile. Distances are less each row's distance to its reference, which
-  // changes nothing, because dS adds up to zero over a row.
+  // Adds the tile to the lane's sums. Distances are less each row's distance to its reference,
+  // which changes nothing, because dS adds up to zero over a row.
   template <TileKind kKind>
-  __device__ __forceinline__ void AddSlopeGradient(const BackwardItem& item, int first,
-                                                   bool on_right, Rows& rows,
-                                                   const float (&differences)[kScores]) {
+  __device__ __forceinline__ static void AddToSlopeSums(const BackwardItem& item, int first,
+                                                        bool on_right, Rows& rows,
+                                                        const float (&probabilities)[kScores],
+                                                        const float (&differences)[kScores]) {
     static_assert(!L::kDkDv);
     const int begin = first + LaneColumn();
     const int position = rows.begin + LaneRow() + item.diagonal - begin;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const StayingRow& row = half == 0 ? rows.row0 : rows.row1;
-      float sum = 0;
-      float sum_of_columns = 0;
+      SlopeSums& sums = rows.slopes[half];
       const int turn = position + 8 * half;
+      const int to_begin = on_right ? begin - row.right : row.left - begin;
+      const float sign = on_right ? 1.0f : -1.0f;
 #pragma unroll
-      for (int n = 0; n < kTileRows / 8; ++n) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float difference = differences[4 * n + 2 * half + j];
-          const int column = 8 * n + j;
-          if (kKind == TileKind::kBent) {
-            const int distance =
-                column > turn ? begin + column - row.right : row.left - begin - column;
-            rows.slope_sum = fmaf(difference, static_cast<float>(distance), rows.slope_sum);
-          } else {
-            sum += difference;
-            sum_of_columns = fmaf(difference, static_cast<float>(column), sum_of_columns);
-          }
+      for (int i = 0; i < kScores / 2; ++i) {
+        const int column = i / 2 * 8 + i % 2;
+        const int element = i / 2 * 4 + 2 * half + i % 2;
+        float distance = fmaf(sign, static_cast<float>(column), static_cast<float>(to_begin));
+        if constexpr (kKind == TileKind::kBent) {
+          distance = static_cast<float>(column > turn ? begin + column - row.right
+                                                      : row.left - begin - column);
         }
+        sums.differences += differences[element];
+        sums.distances = fmaf(differences[element], distance, sums.distances);
+        sums.probable_distances = fmaf(probabilities[element], distance, sums.probable_distances);
       }
-      if (kKind == TileKind::kBent) continue;
-      const auto to_begin = static_cast<float>(on_right ? begin - row.right : row.left - begin);
-      const float of_row = fmaf(to_begin, sum, on_right ? sum_of_columns : -sum_of_columns);
-      rows.slope_sum += of_row;
     }
   }
 

@@ -69,8 +69,18 @@ cudaError_t LaunchPass(const BackwardParams& params, int num_sms, cudaStream_t s
     if (error != cudaSuccess) return error;
     configured.fetch_or(bit, std::memory_order_release);
   }
-  kernel<<<std::min(num_items, num_sms), L::kThreads, L::kSharedBytes, stream>>>(params);
-  return cudaGetLastError();
+  // Blocks of this launch may start when those of the one before have no more to do.
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(std::min(num_items, num_sms));
+  config.blockDim = dim3(L::kThreads);
+  config.dynamicSmemBytes = L::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, params);
 }
 
 template <typename Element, int kHeadDim>

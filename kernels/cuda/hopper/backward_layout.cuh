@@ -75,7 +75,7 @@ struct BackwardLayout {
   static_assert(kConsumers <= kMaxConsumers);
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : (kConsumers == 3 ? 160 : 232);
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? (kDkDv ? 160 : 152) : 224;
   static constexpr int kProducerRegisters =
       kLaunchRegisters * (kConsumers + 1) - kConsumerRegisters * kConsumers;
   static_assert(kProducerRegisters >= 24 && kProducerRegisters % 8 == 0);

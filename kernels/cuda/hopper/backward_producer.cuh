@@ -20,6 +20,12 @@ class BackwardProducer {
 
   // REQUIRES: a whole warp.
   __device__ void Run() {
+    // The rows pass ends before dk, dv begin, and so before dq does, which needs nothing of dk, dv
+    // and runs beside the last of their blocks.
+    if constexpr (L::kDkDv) {
+      WaitForPreviousLaunch();
+      if (lane_ == 0) StartNextLaunch();
+    }
     const WorkItem* const items = L::kDkDv ? params_.kv_items : params_.q_items;
     const int num_items = L::kDkDv ? params_.num_kv_items : params_.num_q_items;
     unsigned* const counters = params_.next_item + (L::kDkDv ? 0 : 2);
@@ -38,6 +44,8 @@ class BackwardProducer {
       L::Item(shared_, item_.slot())->sequence = -1;
       MbarrierArrive(L::ItemFull(base_, item_.slot()));
       MbarrierArrive(L::ItemFull(base_, item_.slot()));  // instead of the loads' expectation
+      // This launch must not end before the one before it.
+      if constexpr (!L::kDkDv) WaitForPreviousLaunch();
       // The last block to leave makes the counters ready for the next launch.
       __threadfence();
       if (atomicAdd(&counters[1], 1u) == gridDim.x - 1) {
@@ -146,18 +154,19 @@ class BackwardProducer {
                               int gradient_scale) {
     const SequenceParams& s = sequence.forward;
     const float dp_factor = PowerOfTwo(gradient_scale - kProbabilityScaleLog2<Element>);
-    const RowStats* const stats =
-        sequence.rows + static_cast<int64_t>(work.head) * sequence.row_stride;
+    const auto* const stats = reinterpret_cast<const float2*>(sequence.rows) +
+                              static_cast<int64_t>(work.head) * sequence.row_stride;
     StayingRow* const rows = L::Rows(shared_, item_.slot());
 #pragma unroll 2
     for (int n = lane_; n < L::kItemRows; n += 32) {
       const int row = work.q_begin + n;
-      const RowStats of_row = row < sequence.row_stride ? stats[row] : RowStats{INFINITY, 0};
+      const float2 of_row =
+          row < sequence.row_stride ? __ldcg(stats + row) : make_float2(INFINITY, 0);
       const Reference reference = ReferenceOf(KeysOfRow(s, row), slope);
       rows[n] = {.left = reference.left,
                  .right = reference.right,
-                 .shift = kProbabilityScaleLog2<Element> - of_row.lse,
-                 .delta = -of_row.delta * dp_factor};
+                 .shift = kProbabilityScaleLog2<Element> - of_row.x,
+                 .delta = -of_row.y * dp_factor};
     }
     if (lane_ < L::kConsumers) {
       L::Item(shared_, item_.slot())->limits[lane_] =
@@ -166,10 +175,14 @@ class BackwardProducer {
   }
 
   // Of a tile of query rows; beyond the last one: nothing is needed.
+  // What an earlier launch on the stream wrote is read past the L1 cache.
   __device__ static KeyLimits LimitsOf(const BackwardSequence& sequence, int head, int tile) {
     if (tile * kTileRows >= sequence.forward.q_len) return {kNoLimit, -kNoLimit};
     if (sequence.limits == nullptr) return {-kNoLimit, kNoLimit};
-    return sequence.limits[head * (sequence.row_stride / kLimitRows) + tile];
+    const auto* const limits = reinterpret_cast<const int2*>(sequence.limits) +
+                               static_cast<int64_t>(head) * (sequence.row_stride / kLimitRows);
+    const int2 of_tile = __ldcg(limits + tile);
+    return {of_tile.x, of_tile.y};
   }
 
   // kDkDv: the query tiles that see any of the item's keys.
@@ -181,8 +194,9 @@ class BackwardProducer {
     int64_t first = s.causal != 0 ? first_key - s.diagonal : 0;
     int64_t last = s.window_diagonal == kNoWindow ? s.q_len - 1 : last_key - s.window_diagonal;
     if (sequence.reach != nullptr) {
-      first = max(first, first_key - s.diagonal - sequence.reach[2 * head + 1] + 1);
-      last = min(last, last_key - s.diagonal + sequence.reach[2 * head] - 1);
+      const int2 reach = __ldcg(reinterpret_cast<const int2*>(sequence.reach) + head);
+      first = max(first, first_key - s.diagonal - reach.y + 1);
+      last = min(last, last_key - s.diagonal + reach.x - 1);
     }
     first = max(first, int64_t{0});
     last = min(last, int64_t{s.q_len} - 1);

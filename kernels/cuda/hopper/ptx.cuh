@@ -133,6 +133,11 @@ __device__ __forceinline__ void WaitForPreviousLaunch() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+// Lets the launch after this one begin once every thread block has said so or ended.
+__device__ __forceinline__ void StartNextLaunch() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // Keeps the assembler from moving instructions across; costs next to nothing.
 __device__ __forceinline__ void SchedulingFence() { asm volatile("pmevent 0;" ::: "memory"); }
 
