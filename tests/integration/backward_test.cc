@@ -1,12 +1,14 @@
-// Gradients through the whole service: client, server and backend, whole, in chunks and in shared
-// memory.
+// Gradients through the whole service: client, server and CPU backend, whole, in chunks and in
+// shared memory.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -18,13 +20,13 @@
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "gtest/gtest.h"
+#include "kernels/backend_factory.h"
 #include "server/server.h"
 #include "tests/integration/http_get.h"
 #include "tests/integration/remote_problem.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare_gradients.h"
 #include "tests/support/golden.h"
-#include "tests/support/reference_backend.h"
 
 namespace flashbias::integration {
 namespace {
@@ -56,7 +58,9 @@ class BackwardTest : public ::testing::Test {
   }
 
   void Start() {
-    auto server = Server::Create(options_, std::make_unique<support::ReferenceBackend>());
+    auto backend = CreateBackend({.kind = "cpu", .cpu_threads = 2});
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    auto server = Server::Create(options_, *std::move(backend));
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
