@@ -192,7 +192,8 @@ absl::StatusOr<Command> CommandFromFlags() {
                    .dtype = *dtype,
                    .alibi = absl::GetFlag(FLAGS_alibi),
                    .causal = absl::GetFlag(FLAGS_causal),
-                   .want_lse = absl::GetFlag(FLAGS_want_lse),
+                   .want_lse =
+                       absl::GetFlag(FLAGS_want_lse) || *direction != LoadDirection::kForward,
                    .bias_gradient = absl::GetFlag(FLAGS_bias_gradient),
                    .num_inputs = absl::GetFlag(FLAGS_inputs),
                    .seed = absl::GetFlag(FLAGS_seed)},

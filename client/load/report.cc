@@ -103,17 +103,18 @@ std::string FormatTable(const LoadReport& report) {
                         result.stages.tiles_skipped);
   if (report.verify.has_value()) {
     const VerifyReport& v = *report.verify;
-    absl::StrAppendFormat(
-        &out,
-        "verified      %d answers (%d rows), %d wrong; largest relative error of o "
-        "%.2e, of lse %s; limit %.0e\n",
-        v.answers, v.rows, v.wrong, v.max_o_error,
-        w.want_lse ? absl::StrFormat("%.2e", v.max_lse_error) : "not asked for", v.limit);
-  }
-  if (report.verify.has_value() && w.direction != LoadDirection::kForward) {
-    absl::StrAppendFormat(&out,
-                          "gradients     largest relative error of dq, dk, dv %.2e; limit %.0e\n",
-                          report.verify->max_gradient_error, report.verify->gradient_limit);
+    absl::StrAppendFormat(&out, "verified      %d answers (%d rows), %d wrong", v.answers, v.rows,
+                          v.wrong);
+    if (w.direction != LoadDirection::kBackward) {
+      absl::StrAppendFormat(
+          &out, "; largest relative error of o %.2e, of lse %s; limit %.0e", v.max_o_error,
+          w.want_lse ? absl::StrFormat("%.2e", v.max_lse_error) : "not asked for", v.limit);
+    }
+    if (w.direction != LoadDirection::kForward) {
+      absl::StrAppendFormat(&out, "; of dq, dk and dv %.2e, limit %.0e", v.max_gradient_error,
+                            v.gradient_limit);
+    }
+    absl::StrAppend(&out, "\n");
   }
   return out;
 }
