@@ -45,11 +45,6 @@ class BackwardConsumer {
   static constexpr int kScores = kTileRows / 2;  // a lane's
   static constexpr int kWeights = kScores / 2;   // a lane's, in pairs
   static constexpr int kOutputs = kHeadDim / 2;  // a lane's
-  // Columns of 8 after which the assembler may not move instructions, so that not all exponentials
-  // come in a row.
-#ifndef FB_STEP
-#define FB_STEP 8
-#endif
   static constexpr int kValueOutputs = L::kDkDv ? kOutputs : 4;
 
   // Of the lane's columns in one query row, with the factors of dS and P.
@@ -265,7 +260,7 @@ class BackwardConsumer {
     return is_whole ? TileKind::kPlain : TileKind::kMasked;
   }
 
-  // Scores and products of the tile.
+  // Scores and products of the tile, as two groups.
   __device__ __forceinline__ void StartProducts(float (&scores)[kScores],
                                                 float (&products)[kScores], int stage) {
     WgmmaFence();
@@ -315,7 +310,8 @@ class BackwardConsumer {
     }
   }
 
-  // From scores and products to the tile's weights, eight columns at a time.
+  // From scores to probabilities while the products are under way, then to the tile's weights. The
+  // assembler orders each half as it likes: fences between columns made everything a fifth slower.
   template <TileKind kKind>
   __device__ __forceinline__ void Weigh(const BackwardItem& item, const BackwardTile& tile,
                                         int first, bool on_right, int stage, Rows& rows,
@@ -342,7 +338,6 @@ class BackwardConsumer {
           if ((admitted[j / 2] & 1u << (2 * n + j % 2)) == 0) weight = 0;
         }
       }
-      if (n % FB_STEP == FB_STEP - 1) SchedulingFence();
     }
     WgmmaWait<0>();
     Pin(products);
@@ -364,7 +359,6 @@ class BackwardConsumer {
       }
       differences[2 * n] = PackPair<Element>(products[4 * n], products[4 * n + 1]);
       differences[2 * n + 1] = PackPair<Element>(products[4 * n + 2], products[4 * n + 3]);
-      if (n % FB_STEP == FB_STEP - 1) SchedulingFence();
     }
     if constexpr (kSlopeGradient) {
       AddToSlopeSums<kKind>(item, first, on_right, rows, scores, products);
