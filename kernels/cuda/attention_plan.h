@@ -1,4 +1,4 @@
-// Turns a batch of problems into what one launch of the CUDA kernels needs.
+// Turns a batch of forward problems into what one launch of the CUDA kernels needs.
 //
 //   plan = AttentionPlan::Create(problems, traits)        host, allocates
 //   reserve plan.staging_bytes() of host memory (pinned, for an asynchronous upload)
@@ -25,27 +25,10 @@
 #include "kernels/cuda/hopper/hopper_attention.h"
 #include "kernels/cuda/key_norms.h"
 #include "kernels/cuda/pack_rows.h"
+#include "kernels/cuda/plan_options.h"
+#include "kernels/cuda/sequence_table.h"
 
 namespace flashbias::cuda {
-
-// Queries or keys of one sequence.
-inline constexpr int64_t kMaxSequenceRows = int64_t{1} << 30;
-
-enum class KernelFamily : uint8_t {
-  kHopper,    // sm_90a: wgmma, TMA (kernels/cuda/hopper)
-  kPortable,  // sm_80 and up: mma.sync (kernels/cuda/portable)
-};
-
-struct PlanOptions {
-  // kHopper is a wish: what that kernel cannot do is planned for the portable one.
-  enum class Family : uint8_t { kFastest, kHopper, kPortable };
-  // kWhenItPays: only where the pass over the keys costs less than what skipping is expected to
-  // save. Both keep eps's promise.
-  enum class Skipping : uint8_t { kWhenItPays, kWhereverPossible };
-
-  Family family = Family::kFastest;
-  Skipping skipping = Skipping::kWhenItPays;
-};
 
 class AttentionPlan {
  public:
@@ -85,12 +68,12 @@ class AttentionPlan {
   const Group& group() const { return group_; }
   absl::Span<const WorkItem> items() const { return items_; }
   // Sequences in the order of the problems; the pointers are not yet bound.
-  absl::Span<const SequenceParams> sequences() const { return sequences_; }
+  absl::Span<const SequenceParams> sequences() const { return table_.params(); }
 
   // For attention_launch.cc; complete after Bind.
   const AttentionParams& params() const { return params_; }
-  const KeyNormParams& key_norm_params() const { return key_norm_params_; }
-  const PackParams& pack_params() const { return pack_params_; }
+  const KeyNormParams& key_norm_params() const { return table_.key_norm_params(); }
+  const PackParams& pack_params() const { return table_.pack_params(); }
   // REQUIRES: family() == kHopper, and this plan and its staging memory outlive the result.
   hopper::HostPlan hopper_plan() const;
   bool has_splits() const { return has_splits_; }
@@ -100,39 +83,22 @@ class AttentionPlan {
 
  private:
   // Arrays in the workspace, as offsets from its start; those before `end_of_upload` are uploaded.
+  // The table has others between them.
   struct Layout {
     size_t next_item = 0;
-    size_t done_blocks = 0;
     size_t tile_counts = 0;
     size_t sequences = 0;
     size_t tensor_maps = 0;
     size_t items = 0;
-    size_t slopes = 0;
-    size_t key_norm_jobs = 0;
-    size_t pack_jobs = 0;
     size_t end_of_upload = 0;
-    size_t key_norms = 0;
-    size_t packed = 0;
     size_t partial_o = 0;
     size_t partial_lse = 0;
     size_t end = 0;
   };
 
-  static constexpr int64_t kNone = -1;
-
-  // What Bind must still turn into pointers, for one sequence. Offsets within their arrays.
-  struct Unbound {
-    int64_t slopes = kNone;     // floats
-    int64_t key_norms = kNone;  // floats
-    int64_t packed_q = kNone;   // bytes
-    int64_t packed_k = kNone;
-    int64_t packed_v = kNone;
-  };
-
-  void AddProblem(const AttentionProblem& problem, int index, const PlanOptions& options);
-  void AddPacking(const AttentionProblem& problem, size_t first_sequence);
+  void ShareTiles();
   void ChooseSplits();
-  void MakeItems(absl::Span<const AttentionProblem> problems);
+  void MakeItems();
   void MakeLayout();
   int QueryTileRows() const;
   int KeyTileKeys() const;
@@ -142,27 +108,14 @@ class AttentionPlan {
   bool has_splits_ = false;
   int num_problems_ = 0;
 
-  std::vector<SequenceParams> sequences_;
-  std::vector<Unbound> unbound_;  // [sequences]
+  SequenceTable table_;
   std::vector<WorkItem> items_;
-  std::vector<float> slopes_;
-  std::vector<KeyNormJob> key_norm_jobs_;
-  std::vector<int> key_norm_sequences_;  // [key_norm_jobs]
-  std::vector<int> key_norm_counters_;   // [key_norm_jobs], the first of each
-  std::vector<PackJob> pack_jobs_;
-  std::vector<int64_t> pack_offsets_;  // [pack_jobs], bytes
-  int64_t key_norm_floats_ = 0;
-  int32_t key_norm_blocks_ = 0;
-  int32_t num_key_norm_counters_ = 0;
-  int64_t packed_bytes_ = 0;
   int64_t partial_rows_ = 0;
 
   Layout layout_;
   void* staging_ = nullptr;
   void* workspace_ = nullptr;
   AttentionParams params_{};
-  KeyNormParams key_norm_params_{};
-  PackParams pack_params_{};
 };
 
 }  // namespace flashbias::cuda

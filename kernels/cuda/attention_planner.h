@@ -1,4 +1,4 @@
-// LaunchPlanner over AttentionPlan and its launch.
+// LaunchPlanner over AttentionPlan and BackwardPlan and their launches.
 //
 // Thread-safety: as LaunchPlanner.
 #ifndef FLASHBIAS_KERNELS_CUDA_ATTENTION_PLANNER_H_

@@ -22,6 +22,9 @@ namespace flashbias::cuda {
 // Query rows that share a KeyLimits.
 inline constexpr int kLimitRows = 64;
 
+// Rows from one head to the next in BackwardSequence::rows: every item's rows are there.
+constexpr int64_t BackwardRowStride(int64_t q_len) { return (q_len + 255) / 256 * 256; }
+
 // Of one query row of one head. With c = softmax_scale log2(e), s = slope log2(e) and the row's
 // reference key (its admitted key with the largest bias: the nearest, or for a negative slope the
 // farthest),
@@ -69,7 +72,7 @@ struct BackwardSequence {
   float* dphi_q;  // [q_len, num_q_heads, rank]
   float* dphi_k;  // [kv_len, num_q_heads, rank]
 
-  int32_t row_stride;  // q_len rounded up to a multiple of 256
+  int32_t row_stride;  // BackwardRowStride(q_len)
   int64_t dslope_stride;
 };
 

@@ -17,6 +17,7 @@ namespace flashbias::cuda {
 struct RowsJob {
   int32_t sequence;     // index into BackwardParams::sequences
   int32_t first_block;  // BackwardRowsBlocks() of them
+  int32_t slice_heads;  // KeyNormSliceHeads(head_dim)
 };
 
 struct BackwardRowsParams {

@@ -1,5 +1,5 @@
 // What plans and launches attention on one device, seen from what runs batches there: an interface
-// over attention_plan.h and attention_launch.h, for the same reasons as device_api.h.
+// over attention_plan.h, backward_plan.h and their launches, for the same reasons as device_api.h.
 //
 // Thread-safety: a planner may be called from any thread; a launch belongs to one at a time.
 #ifndef FLASHBIAS_KERNELS_CUDA_LAUNCH_PLANNER_H_

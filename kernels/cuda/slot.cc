@@ -117,12 +117,12 @@ void Slot::UseMirrors() {
     return [tensor](const MirrorUse& use) { return use->Contains(tensor); };
   };
   for (const AttentionProblem* const p : part_.problems) {
-    for (const void* const tensor : {p->q, p->k, p->v, p->low_rank.phi_q, p->low_rank.phi_k}) {
-      if (tensor == nullptr ||
-          std::any_of(part_.mirrors.begin(), part_.mirrors.end(), holds(tensor))) {
+    for (const ProblemTensor& tensor : TravellingTensors(*p)) {
+      if (!tensor.is_input || tensor.bytes == 0 ||
+          std::any_of(part_.mirrors.begin(), part_.mirrors.end(), holds(tensor.data))) {
         continue;
       }
-      if (MirrorUse use = parts_.mirrors->Use(tensor)) part_.mirrors.push_back(std::move(use));
+      if (MirrorUse use = parts_.mirrors->Use(tensor.data)) part_.mirrors.push_back(std::move(use));
     }
   }
 }

@@ -20,6 +20,7 @@
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
 #include "kernels/cuda/pinned_pool.h"
+#include "kernels/problem_tensors.h"
 
 namespace flashbias::cuda {
 
@@ -31,8 +32,10 @@ inline size_t AlignTensor(size_t bytes) {
   return (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
 }
 
-// Bytes on the device of everything that the problem points to but for sequences, slopes and what
-// is there already.
+// The problem's tensors but for those that are on the device already.
+ProblemTensors TravellingTensors(const AttentionProblem& problem);
+
+// Bytes of those on the device.
 size_t TensorBytes(const AttentionProblem& problem);
 
 class TransferPlan {
@@ -68,18 +71,14 @@ class TransferPlan {
   AttentionProblem OnDevice(size_t n, char* device) const;
 
  private:
-  struct Place {
+  struct PlacedTensor {
+    ProblemTensor tensor;
     size_t offset = 0;
     char* elsewhere = nullptr;  // an address instead
-
-    char* In(char* device) const { return elsewhere != nullptr ? elsewhere : device + offset; }
-  };
-  struct Places {
-    Place q, k, v, phi_q, phi_k, o, lse;
   };
 
   std::vector<const AttentionProblem*> problems_;
-  std::vector<Places> places_;  // [problems]
+  std::vector<std::vector<PlacedTensor>> tensors_;  // [problems]
   std::vector<Transfer> gathered_inputs_, direct_inputs_, gathered_outputs_, direct_outputs_;
   size_t gathered_input_bytes_ = 0;
   size_t gathered_outputs_begin_ = 0;

@@ -2,6 +2,7 @@
 //
 //   attention_bench --heads=50 --head_dim=32 --seq_lens=1024,16384
 //   attention_bench --eps=0 --check --json=dense.json
+//   attention_bench --direction=backward --dslopes --check
 //
 // tests/bench/README.md explains the columns.
 #include <cuda_runtime_api.h>
@@ -10,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <string>
 #include <utility>
@@ -19,21 +21,24 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/reflection.h"
 #include "absl/flags/usage.h"
-#include "absl/status/status.h"
 #include "absl/strings/numbers.h"
-#include "absl/types/span.h"
 #include "kernels/alibi.h"
-#include "kernels/cuda/attention_launch.h"
 #include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/backward_plan.h"
 #include "kernels/cuda/device_traits.h"
+#include "kernels/problem_tensors.h"
 #include "tests/bench/attention_floor.h"
 #include "tests/bench/bench_case.h"
 #include "tests/bench/bench_report.h"
+#include "tests/bench/bound_plan.h"
 #include "tests/bench/cuda_check.h"
-#include "tests/bench/cuda_memory.h"
+#include "tests/bench/device_problem.h"
+#include "tests/bench/gradient_check.h"
 #include "tests/bench/launch_timer.h"
 #include "tests/bench/spot_check.h"
 
+ABSL_FLAG(std::string, direction, "forward", "forward or backward");
+ABSL_FLAG(bool, dslopes, false, "for backward with alibi: the gradient of the slopes too");
 ABSL_FLAG(int, heads, 50, "heads of q");
 ABSL_FLAG(int, kv_heads, 0, "heads of k and v; 0: as many as --heads");
 ABSL_FLAG(int, head_dim, 32, "values per head, 1 to 128");
@@ -57,7 +62,8 @@ ABSL_FLAG(int64_t, window, 0, "left window; 0: unlimited");
 ABSL_FLAG(std::string, family, "auto", "kernel: auto, hopper or portable");
 ABSL_FLAG(int, repeats, 0, "measured launches; 0: about half a second's, 5 to 100");
 ABSL_FLAG(bool, graph, false, "time replays of a CUDA graph of the launch");
-ABSL_FLAG(bool, check, false, "compare sampled rows with a double-precision reference");
+ABSL_FLAG(bool, check, false,
+          "compare sampled rows with a double-precision reference; backward, with the definition");
 ABSL_FLAG(int, check_rows, 48, "rows that --check compares");
 ABSL_FLAG(std::string, json, "", "write the report as JSON here; -: stdout, the table to stderr");
 ABSL_FLAG(int, device, 0, "which GPU");
@@ -87,6 +93,10 @@ std::vector<float> SlopesFromFlag(int heads) {
 // The flags' shape but for its lengths.
 BenchCase CaseFromFlags() {
   BenchCase shape;
+  const std::string direction = absl::GetFlag(FLAGS_direction);
+  Require(direction == "forward" || direction == "backward", "--direction",
+          "must be forward or backward");
+  if (direction == "backward") shape.direction = Direction::kBackward;
   shape.num_q_heads = absl::GetFlag(FLAGS_heads);
   Require(shape.num_q_heads > 0, "--heads", "must be positive");
   shape.num_kv_heads = absl::GetFlag(FLAGS_kv_heads);
@@ -118,6 +128,10 @@ BenchCase CaseFromFlags() {
   } else {
     shape.eps = 0;  // only ALiBi can be skipped
   }
+  shape.dslopes = absl::GetFlag(FLAGS_dslopes);
+  Require(
+      !shape.dslopes || (shape.direction == Direction::kBackward && shape.bias == BiasKind::kAlibi),
+      "--dslopes", "needs --direction=backward and --bias=alibi");
   return shape;
 }
 
@@ -195,78 +209,26 @@ std::vector<std::pair<std::string, std::string>> FlagValues() {
   return values;
 }
 
-// A CUDA graph of one launch.
-class LaunchGraph {
- public:
-  LaunchGraph(const cuda::AttentionPlan& plan, cudaStream_t stream) {
-    cudaGraph_t graph = nullptr;
-    FLASHBIAS_CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    FLASHBIAS_CHECK_CUDA(cuda::LaunchAttention(plan, stream));
-    FLASHBIAS_CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
-    FLASHBIAS_CHECK_CUDA(cudaGraphInstantiate(&exec_, graph, 0));
-    FLASHBIAS_CHECK_CUDA(cudaGraphDestroy(graph));
-  }
-  ~LaunchGraph() { FLASHBIAS_CHECK_CUDA(cudaGraphExecDestroy(exec_)); }
-  LaunchGraph(const LaunchGraph&) = delete;
-  LaunchGraph& operator=(const LaunchGraph&) = delete;
-
-  cudaError_t Launch(cudaStream_t stream) const { return cudaGraphLaunch(exec_, stream); }
-
- private:
-  cudaGraphExec_t exec_ = nullptr;
-};
-
-BenchRow RunCase(const BenchCase& shape, const cuda::DeviceTraits& traits,
-                 const cuda::PlanOptions& options, const DeviceRates& rates, LaunchTimer& timer,
-                 cudaStream_t stream) {
-  const HostInputs inputs(shape);
-  const DeviceMemory q = CopyToDevice(inputs.q());
-  const DeviceMemory k = CopyToDevice(inputs.k());
-  const DeviceMemory v = CopyToDevice(inputs.v());
-  const DeviceMemory phi_q = CopyToDevice(inputs.phi_q());
-  const DeviceMemory phi_k = CopyToDevice(inputs.phi_k());
-  const size_t o_bytes = inputs.q().size();
-  const DeviceMemory o = AllocateDevice(o_bytes);
-  AttentionProblem problem = inputs.problem();
-  problem.q = q.get();
-  problem.k = k.get();
-  problem.v = v.get();
-  problem.low_rank.phi_q = phi_q.get();
-  problem.low_rank.phi_k = phi_k.get();
-  problem.o = o.get();
-
-  auto plan = cuda::AttentionPlan::Create(absl::MakeConstSpan(&problem, 1), traits, options);
-  if (!plan.ok()) Fail("plan", std::string(plan.status().message()).c_str());
-  const PinnedMemory staging = AllocatePinned(plan->staging_bytes());
-  const DeviceMemory workspace = AllocateDevice(plan->workspace_bytes());
-  const absl::Status bound = plan->Bind(staging.get(), workspace.get());
-  if (!bound.ok()) Fail("plan", std::string(bound.message()).c_str());
-  FLASHBIAS_CHECK_CUDA(cuda::UploadPlan(*plan, stream));
-
-  // NaN everywhere, so that --check sees what is not written.
-  FLASHBIAS_CHECK_CUDA(cudaMemsetAsync(o.get(), 0xff, o_bytes, stream));
-  FLASHBIAS_CHECK_CUDA(cuda::LaunchAttention(*plan, stream));
-  FLASHBIAS_CHECK_CUDA(cudaStreamSynchronize(stream));
-  cuda::TileCounts tiles;
-  FLASHBIAS_CHECK_CUDA(
-      cudaMemcpy(&tiles, plan->tile_counts(), sizeof(tiles), cudaMemcpyDeviceToHost));
+// Launches once, checks that with `error`, and times the rest.
+template <typename Plan>
+BenchRow Measure(const BenchCase& shape, const BoundPlan<Plan>& plan, const DeviceRates& rates,
+                 LaunchTimer& timer, cudaStream_t stream,
+                 const std::function<double(int num_rows)>& error) {
+  FLASHBIAS_CHECK_CUDA(plan.Launch());
+  const cuda::TileCounts tiles = plan.TileCounts();
   BenchRow row{.shape = shape,
-               .family = plan->family() == cuda::KernelFamily::kHopper ? "hopper" : "portable",
+               .family = plan.family() == cuda::KernelFamily::kHopper ? "hopper" : "portable",
                .tiles_computed = tiles.computed,
                .tiles_skipped = tiles.skipped};
-  if (absl::GetFlag(FLAGS_check)) {
-    std::vector<char> host_o(o_bytes);
-    FLASHBIAS_CHECK_CUDA(cudaMemcpy(host_o.data(), o.get(), o_bytes, cudaMemcpyDeviceToHost));
-    row.relative_error =
-        SampledRelativeError(inputs.problem(), host_o, absl::GetFlag(FLAGS_check_rows));
-  }
+  if (absl::GetFlag(FLAGS_check)) row.relative_error = error(absl::GetFlag(FLAGS_check_rows));
 
   const int repeats = absl::GetFlag(FLAGS_repeats);
+  const auto launch = [&] { return plan.Launch(); };
   if (absl::GetFlag(FLAGS_graph)) {
-    const LaunchGraph graph(*plan, stream);
-    row.times = timer.Time([&] { return graph.Launch(stream); }, repeats);
+    const LaunchGraph graph(launch, stream);
+    row.times = timer.Time([&] { return graph.Launch(); }, repeats);
   } else {
-    row.times = timer.Time([&] { return cuda::LaunchAttention(*plan, stream); }, repeats);
+    row.times = timer.Time(launch, repeats);
   }
 
   const double all_tiles = static_cast<double>(tiles.computed + tiles.skipped);
@@ -275,6 +237,40 @@ BenchRow RunCase(const BenchCase& shape, const cuda::DeviceTraits& traits,
   row.floor = AttentionFloor(shape, computed_share, rates);
   if (shape.eps == 0) row.dense_tflops = DenseFlops(shape) / (row.times.median_ms * 1e9);
   return row;
+}
+
+BenchRow RunForward(const BenchCase& shape, const cuda::DeviceTraits& traits,
+                    const cuda::PlanOptions& options, const DeviceRates& rates, LaunchTimer& timer,
+                    cudaStream_t stream) {
+  const HostInputs inputs(shape);
+  const DeviceProblem device(inputs.problem());
+  const BoundPlan<cuda::AttentionPlan> plan(device.problem(), traits, options, stream);
+  return Measure(shape, plan, rates, timer, stream, [&](int num_rows) {
+    return SampledRelativeError(inputs.problem(), device.Download(kTensorO), num_rows);
+  });
+}
+
+// o and lse are those of the forward kernels.
+BenchRow RunBackward(const BenchCase& shape, const cuda::DeviceTraits& traits,
+                     const cuda::PlanOptions& options, const DeviceRates& rates, LaunchTimer& timer,
+                     cudaStream_t stream) {
+  const HostInputs inputs(shape);
+  const DeviceProblem device(inputs.problem());
+  AttentionProblem forward = device.problem();
+  forward.direction = Direction::kForward;
+  const BoundPlan<cuda::AttentionPlan> forward_plan(forward, traits, options, stream);
+  FLASHBIAS_CHECK_CUDA(forward_plan.Launch());
+  const BoundPlan<cuda::BackwardPlan> plan(device.problem(), traits, options, stream);
+  return Measure(shape, plan, rates, timer, stream, [&](int num_rows) {
+    AttentionProblem host = inputs.problem();
+    constexpr TensorSet kFromDevice[] = {kTensorLse, kTensorO, kTensorDQ, kTensorDK, kTensorDV};
+    std::vector<std::vector<char>> tensors;
+    for (const TensorSet tensor : kFromDevice) {
+      tensors.push_back(device.Download(tensor));
+      PointAt(tensor, tensors.back().data(), &host);
+    }
+    return SampledGradientError(host, num_rows);
+  });
 }
 
 int Main() {
@@ -292,7 +288,8 @@ int Main() {
   std::ostream& table = json_path == "-" ? std::cerr : std::cout;
   table << FormatHeader(report) << std::endl;
   for (const BenchCase& shape : cases) {
-    report.rows.push_back(RunCase(shape, traits, options, report.rates, timer, stream));
+    const auto run = shape.direction == Direction::kForward ? RunForward : RunBackward;
+    report.rows.push_back(run(shape, traits, options, report.rates, timer, stream));
     table << FormatRow(report.rows.back()) << std::endl;
   }
   FLASHBIAS_CHECK_CUDA(cudaStreamDestroy(stream));

@@ -18,16 +18,16 @@ struct DeviceRates {
 };
 
 struct FloorMs {
-  double tensor = 0;  // 4 D (low-rank: + 2 R) operations a computed score
+  double tensor = 0;  // 4 D (backward 10 D; low-rank: + 2 R) operations a computed score
   double exp = 0;     // one a computed score
-  double memory = 0;  // q, k, v, factors and o once, whatever is skipped
+  double memory = 0;  // tensors and factors once, whatever is skipped
   double Largest() const;
 };
 
 // `computed_share` of the pairs that the mask admits are computed, the rest skipped.
 FloorMs AttentionFloor(const BenchCase& shape, double computed_share, const DeviceRates& rates);
 
-// Operations of the two products over every admitted pair.
+// Operations of the two products, backward five, over every admitted pair.
 double DenseFlops(const BenchCase& shape);
 
 }  // namespace flashbias::bench

@@ -65,7 +65,8 @@ HostInputs::HostInputs(const BenchCase& shape) : slopes_(shape.slopes) {
                           .kv_len = shape.kv_len,
                           .query_start = shape.kv_len - shape.q_len});
   }
-  problem_ = {.dtype = shape.dtype,
+  problem_ = {.direction = shape.direction,
+              .dtype = shape.dtype,
               .num_q_heads = shape.num_q_heads,
               .num_kv_heads = shape.num_kv_heads,
               .head_dim = shape.head_dim,
@@ -90,6 +91,14 @@ HostInputs::HostInputs(const BenchCase& shape) : slopes_(shape.slopes) {
                          .rank = shape.rank,
                          .phi_q_heads = shape.num_q_heads,
                          .phi_k_heads = shape.num_q_heads};
+  }
+  if (shape.direction == Direction::kBackward) {
+    d_o_ = RandomTensor(shape.dtype, total_q * shape.num_q_heads * shape.head_dim, 6);
+    problem_.gradients.d_o = d_o_.data();
+    if (shape.dslopes) {
+      dslopes_.resize(shape.num_q_heads);
+      problem_.gradients.dslopes = dslopes_.data();
+    }
   }
 }
 

@@ -12,6 +12,7 @@
 namespace flashbias::bench {
 
 struct BenchCase {
+  Direction direction = Direction::kForward;
   DType dtype = DType::kFloat16;
   int num_q_heads = 50;
   int num_kv_heads = 50;
@@ -24,6 +25,7 @@ struct BenchCase {
   std::vector<float> slopes;  // [num_q_heads], for kAlibi
   int rank = 2;               // for kLowRank, whose factors are fp32, one for each head
   float eps = kDefaultEps;
+  bool dslopes = false;  // backward, kAlibi: their gradient is wanted
 };
 
 // (query, key) pairs of one head over all sequences that the mask admits.
@@ -34,21 +36,16 @@ class HostInputs {
  public:
   explicit HostInputs(const BenchCase& shape);
 
-  // Host pointers; o is null. Valid while this object lives.
+  // Host pointers; o is null, and so are lse and what is written of a backward problem, but for
+  // dslopes where they are wanted. Valid while this object lives.
   const AttentionProblem& problem() const { return problem_; }
-
-  const std::vector<char>& q() const { return q_; }
-  const std::vector<char>& k() const { return k_; }
-  const std::vector<char>& v() const { return v_; }
-  const std::vector<char>& phi_q() const { return phi_q_; }  // empty: no low-rank bias
-  const std::vector<char>& phi_k() const { return phi_k_; }
 
   HostInputs(const HostInputs&) = delete;
   HostInputs& operator=(const HostInputs&) = delete;
 
  private:
-  std::vector<float> slopes_;
-  std::vector<char> q_, k_, v_, phi_q_, phi_k_;
+  std::vector<float> slopes_, dslopes_;
+  std::vector<char> q_, k_, v_, phi_q_, phi_k_, d_o_;
   std::vector<Sequence> sequences_;
   AttentionProblem problem_;
 };

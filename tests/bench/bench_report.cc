@@ -67,7 +67,9 @@ std::string FormatJson(const BenchReport& report) {
   for (const auto& [name, value] : report.flags) json["flags"][name] = value;
   json["rows"] = nlohmann::json::array();
   for (const BenchRow& row : report.rows) {
-    json["rows"].push_back({{"seq_len", row.shape.kv_len},
+    const bool backward = row.shape.direction == Direction::kBackward;
+    json["rows"].push_back({{"direction", backward ? "backward" : "forward"},
+                            {"seq_len", row.shape.kv_len},
                             {"q_len", row.shape.q_len},
                             {"batch", row.shape.batch},
                             {"heads", row.shape.num_q_heads},

@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <memory>
-#include <vector>
 
 #include "tests/bench/cuda_check.h"
 
@@ -33,18 +32,6 @@ inline PinnedMemory AllocatePinned(size_t bytes) {
   void* data = nullptr;
   if (bytes > 0) FLASHBIAS_CHECK_CUDA(cudaMallocHost(&data, bytes));
   return PinnedMemory(data);
-}
-
-inline DeviceMemory CopyToDevice(const std::vector<char>& host) {
-  DeviceMemory device = AllocateDevice(host.size());
-  if (!host.empty()) {
-    FLASHBIAS_CHECK_CUDA(
-        cudaMemcpy(device.get(), host.data(), host.size(), cudaMemcpyHostToDevice));
-    // A copy from pageable memory can return before it is done, and other streams do not wait for
-    // it.
-    FLASHBIAS_CHECK_CUDA(cudaStreamSynchronize(cudaStreamLegacy));
-  }
-  return device;
 }
 
 }  // namespace flashbias::bench

@@ -15,9 +15,11 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/problem_tensors.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
 #include "tests/support/fake_device.h"
+#include "tests/support/output_bytes.h"
 #include "tests/support/pinned_problem.h"
 #include "tests/support/reference_backend.h"
 #include "tests/support/run_backend.h"
@@ -119,6 +121,11 @@ AttentionCase Small(uint64_t seed = 1) {
   return c;
 }
 
+AttentionCase Backward(AttentionCase c) {
+  c.direction = Direction::kBackward;
+  return c;
+}
+
 bool IsKernel(const std::string& entry) { return entry.starts_with("kernel"); }
 
 std::string ReferenceBytes(const AttentionCase& c) {
@@ -134,6 +141,59 @@ TEST_F(CudaBackendTest, AnswersAreThoseOfTheKernels) {
   }
   EXPECT_EQ(backend_->usage().device_memory_used_bytes, 0);
   EXPECT_EQ(backend_->usage().pinned_used_bytes, 0);
+}
+
+// What the kernels read of o and lse shows in the count of skipped tiles.
+TEST_F(CudaBackendTest, GradientsAreThoseOfTheKernels) {
+  for (const size_t direct_copy_bytes : {size_t{0}, kMiB}) {
+    CudaBackendOptions options = Options();
+    options.direct_copy_bytes = direct_copy_bytes;
+    Start(options);
+    for (uint64_t seed = 0; seed < (support::kSlowBuild ? 6 : 40); ++seed) {
+      AttentionCase c = Backward(support::RandomCase(seed));
+      c.want_bias_gradient = seed % 3 != 0;
+      SCOPED_TRACE(Describe(c));
+      const std::string expected = ReferenceBytes(c);
+      OwnedProblem owned = Materialise(c);
+      const auto stats = support::RunAndWait(*backend_, owned);
+      ASSERT_TRUE(stats.ok()) << stats.status();
+      EXPECT_EQ(owned.CheckOutputs(), "");
+      EXPECT_TRUE(owned.OutputBytes() == expected);
+      EXPECT_EQ(stats->tiles_skipped, support::FakeTilesSkipped(owned.problem()));
+
+      const PinnedProblem pinned(backend_->host_allocator(), owned);
+      const Flight flight(*backend_, {pinned.problem()});
+      ASSERT_TRUE(flight.Wait().ok()) << flight.Wait();
+      EXPECT_TRUE(pinned.OutputBytes() == expected);
+      EXPECT_EQ(flight.stats()[0].tiles_skipped, stats->tiles_skipped);
+    }
+    EXPECT_EQ(backend_->usage().device_memory_used_bytes, 0);
+    EXPECT_EQ(backend_->usage().pinned_used_bytes, 0);
+  }
+}
+
+TEST_F(CudaBackendTest, ABatchMayMixDirections) {
+  Start();
+  std::vector<AttentionCase> cases;
+  for (uint64_t seed = 0; seed < 3; ++seed) {
+    cases.push_back(Small(seed));
+    cases.push_back(Backward(Small(seed)));
+  }
+  cases[5].sequences = {{.q_len = 0, .kv_len = 3}, {.q_len = 2, .kv_len = 0}};
+  std::vector<OwnedProblem> owned;
+  std::vector<AttentionProblem> batch;
+  for (const AttentionCase& c : cases) {
+    owned.push_back(Materialise(c));
+    batch.push_back(owned.back().problem());
+  }
+  const auto stats = support::RunAndWait(*backend_, batch);
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  for (size_t n = 0; n < cases.size(); ++n) {
+    EXPECT_TRUE(owned[n].OutputBytes() == ReferenceBytes(cases[n])) << Describe(cases[n]);
+    EXPECT_EQ((*stats)[n].tiles_skipped, support::FakeTilesSkipped(batch[n]));
+  }
+  const std::vector<std::string> history = History();
+  EXPECT_EQ(std::count_if(history.begin(), history.end(), IsKernel), 2) << "one a direction";
 }
 
 TEST_F(CudaBackendTest, DevicesShareAPoolAndStayApart) {
@@ -193,6 +253,25 @@ TEST_F(CudaBackendTest, PinnedTensorsGoDirectly) {
               ElementsAre(StartsWith("upload"), StartsWith("upload"), StartsWith("upload"),
                           StartsWith("upload"), StartsWith("kernel"), StartsWith("download"),
                           StartsWith("download"), StartsWith("download")));
+}
+
+TEST_F(CudaBackendTest, PinnedTensorsOfABackwardProblemGoDirectly) {
+  Start();
+  const AttentionCase c = Backward(Small());
+  {
+    const OwnedProblem owned = Materialise(c);
+    const PinnedProblem pinned(backend_->host_allocator(), owned);
+    Flight flight(*backend_, {pinned.problem()});
+    ASSERT_TRUE(flight.Wait().ok()) << flight.Wait();
+    EXPECT_TRUE(pinned.OutputBytes() == ReferenceBytes(c));
+  }
+  const std::vector<std::string> history = History();
+  const auto count = [&](const char* what) {
+    return std::count_if(history.begin(), history.end(),
+                         [&](const std::string& entry) { return entry.starts_with(what); });
+  };
+  EXPECT_EQ(count("upload"), 7) << "q, k, v, lse, o, d_o, plan";
+  EXPECT_EQ(count("download"), 5) << "dslopes, dq, dk, dv, tile counts";
 }
 
 // So do those in registered memory: here, q at its very end, and o.
@@ -257,58 +336,32 @@ class OnDevice {
     auto opened = backend.OpenDeviceMemory(memory_.handle(), 0, memory_.size(), {});
     EXPECT_TRUE(opened.ok()) << opened.status();
     opened_ = *std::move(opened);
-    const size_t element = SizeOf(problem_.dtype);
-    problem_.q = Move(which & kTensorQ, problem_.q, owned.q_elements() * element);
-    problem_.k = Move(which & kTensorK, problem_.k, owned.kv_elements() * element);
-    problem_.v = Move(which & kTensorV, problem_.v, owned.kv_elements() * element);
-    LowRankBias& bias = problem_.low_rank;
-    const size_t factor = SizeOf(bias.dtype);
-    bias.phi_q = Move(which & kTensorPhiQ, bias.phi_q, owned.phi_q_elements() * factor);
-    bias.phi_k = Move(which & kTensorPhiK, bias.phi_k, owned.phi_k_elements() * factor);
-    o_bytes_ = owned.q_elements() * element;
-    if (which & kTensorO) {
-      o_at_ = memory_.data() + at_;
-      problem_.o = const_cast<void*>(Move(true, problem_.o, o_bytes_));
-    } else {
-      o_at_ = static_cast<const char*>(problem_.o);
-    }
-    at_ = (at_ + 3) / 4 * 4;
-    lse_bytes_ = owned.lse_elements() * sizeof(float);
-    if (which & kTensorLse) {
-      lse_at_ = memory_.data() + at_;
-      problem_.lse = static_cast<float*>(const_cast<void*>(Move(true, problem_.lse, lse_bytes_)));
-    } else {
-      lse_at_ = reinterpret_cast<const char*>(problem_.lse);
+    callers_ = problem_;
+    for (const ProblemTensor& tensor : TensorsOf(problem_)) {
+      if ((tensor.tensor & which) == 0) continue;
+      constexpr TensorSet kFloats =
+          kTensorLse | kTensorDSlopes | kTensorDPhiQ | kTensorDPhiK;  // aligned as floats
+      if (tensor.tensor & kFloats) at_ = (at_ + 3) / 4 * 4;
+      if (tensor.is_input) std::memcpy(memory_.data() + at_, tensor.data, tensor.bytes);
+      PointAt(tensor.tensor, memory_.data() + at_, &callers_);
+      PointAt(tensor.tensor, opened_->data() + at_, &problem_);
+      at_ += tensor.bytes + 1;
     }
     problem_.on_device = which;
   }
 
   const AttentionProblem& problem() const { return problem_; }
-  std::string OutputBytes() const {
-    return std::string(o_at_, o_bytes_) + std::string(lse_at_, lse_bytes_);
-  }
+  std::string OutputBytes() const { return support::OutputBytes(callers_); }
 
  private:
-  // Where it lies now, for the server; at an odd address but for lse.
-  const void* Move(bool move, const void* from, size_t bytes) {
-    if (!move || from == nullptr) return from;
-    std::memcpy(memory_.data() + at_, from, bytes);
-    const void* const to = opened_->data() + at_;
-    at_ += bytes + 1;
-    return to;
-  }
-
   const ForeignMemory memory_;
   std::unique_ptr<DeviceMemory> opened_;
-  size_t at_ = 1;
-  size_t o_bytes_ = 0, lse_bytes_ = 0;
-  const char* o_at_ = nullptr;
-  const char* lse_at_ = nullptr;
+  size_t at_ = 1;  // odd, but for floats
   AttentionProblem problem_;
+  AttentionProblem callers_;  // as the other process sees it
 };
 
-constexpr TensorSet kAllTensors =
-    kTensorQ | kTensorK | kTensorV | kTensorPhiQ | kTensorPhiK | kTensorO | kTensorLse;
+constexpr TensorSet kAllTensors = (1 << 14) - 1;
 
 TEST_F(CudaBackendTest, TensorsOnTheDeviceAreUsedThere) {
   Start();
@@ -324,6 +377,35 @@ TEST_F(CudaBackendTest, TensorsOnTheDeviceAreUsedThere) {
   // The plan, and the tile counts.
   EXPECT_THAT(History(),
               ElementsAre(StartsWith("upload"), StartsWith("kernel"), StartsWith("download")));
+  EXPECT_EQ(device_->open_ipc(), 0);
+}
+
+TEST_F(CudaBackendTest, TensorsOfABackwardProblemOnTheDeviceAreUsedThere) {
+  Start();
+  AttentionCase c = Backward(Small());
+  const TensorSet with_alibi = kTensorQ | kTensorLse | kTensorDSlopes;
+  for (const BiasKind bias : {BiasKind::kAlibi, BiasKind::kLowRank}) {
+    c.bias = bias;
+    const std::string expected = ReferenceBytes(c);
+    std::vector<TensorSet> sets = {0, kAllTensors, with_alibi};
+    for (int bit = 0; bit < 14; ++bit) {
+      sets.push_back(static_cast<TensorSet>(1 << bit));
+      sets.push_back(static_cast<TensorSet>(kAllTensors & ~(1 << bit)));
+    }
+    for (const TensorSet which : sets) {
+      const OwnedProblem owned = Materialise(c);
+      const OnDevice on_device(*device_, *backend_, owned, which);
+      const size_t before = History().size();
+      const Flight flight(*backend_, {on_device.problem()});
+      ASSERT_TRUE(flight.Wait().ok()) << flight.Wait();
+      EXPECT_TRUE(on_device.OutputBytes() == expected) << int{which};
+      EXPECT_EQ(flight.stats()[0].tiles_skipped, support::FakeTilesSkipped(owned.problem()))
+          << int{which};
+      if (which == kAllTensors) {
+        EXPECT_EQ(History().size(), before + 3) << "the plan, the kernel, the tile counts";
+      }
+    }
+  }
   EXPECT_EQ(device_->open_ipc(), 0);
 }
 
@@ -634,7 +716,7 @@ TEST_F(CudaBackendTest, AFailedCallFailsItsRunOnly) {
     for (int skip = 0; skip < 3; ++skip) {
       if (call == Call::kLaunch && skip > 0) continue;
       device_->FailNext(call, kInvalidConfiguration, /*sticky=*/false, skip);
-      const OwnedProblem owned = Materialise(Small());
+      const OwnedProblem owned = Materialise(skip == 2 ? Backward(Small()) : Small());
       Flight flight(*backend_, owned);
       EXPECT_EQ(flight.Wait().code(), absl::StatusCode::kInternal);
       EXPECT_THAT(std::string(flight.Wait().message()),
@@ -748,6 +830,7 @@ TEST_F(CudaBackendTest, Stress) {
     threads.emplace_back([&, thread] {
       for (uint64_t n = 0; n < 12; ++n) {
         AttentionCase c = Small(100 * thread + n);
+        if (n % 3 == 1) c = Backward(c);
         c.sequences = {{.q_len = 1 + static_cast<int64_t>((7 * n + thread) % 60), .kv_len = 60}};
         const std::string expected = ReferenceBytes(c);
         const OwnedProblem owned = Materialise(c);

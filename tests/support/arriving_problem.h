@@ -12,8 +12,10 @@
 #include <vector>
 
 #include "kernels/attention_backend.h"
+#include "kernels/problem_tensors.h"
 #include "kernels/upload_ahead.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/output_bytes.h"
 #include "tests/support/owned_problem.h"
 
 namespace flashbias::support {
@@ -22,34 +24,29 @@ class ArrivingProblem {
  public:
   ArrivingProblem(AttentionBackend& backend, const AttentionCase& c)
       : owned_(Materialise(c)), problem_(owned_.problem()) {
-    const auto kv_bytes = static_cast<size_t>(owned_.kv_elements()) * SizeOf(c.dtype);
-    o_bytes_ = static_cast<size_t>(owned_.q_elements()) * SizeOf(c.dtype);
-    size_t bytes = 0;
-    std::vector<const void**> pointers;
-    const auto add = [&](const void** pointer, size_t size) {
-      if (size == 0) return;
-      pointers.push_back(pointer);
-      tensors_.push_back({.from = static_cast<const char*>(*pointer), .at = bytes, .bytes = size});
-      bytes += (size + 255) / 256 * 256;
+    const ProblemTensors tensors = TensorsOf(problem_);
+    // Each at a multiple of 256 bytes.
+    const auto lay_out = [&](bool inputs) {
+      size_t bytes = 0;
+      for (const ProblemTensor& tensor : tensors) {
+        if (tensor.is_input == inputs) bytes += (tensor.bytes + 255) / 256 * 256;
+      }
+      HostBlock block = *backend.host_allocator().Allocate(std::max<size_t>(bytes, 1));
+      std::memset(block.data(), 0xff, bytes);
+      size_t at = 0;
+      for (const ProblemTensor& tensor : tensors) {
+        if (tensor.is_input != inputs) continue;
+        PointAt(tensor.tensor, block.data() + at, &problem_);
+        if (inputs && tensor.bytes > 0) {
+          tensors_.push_back(
+              {.from = static_cast<const char*>(tensor.data), .at = at, .bytes = tensor.bytes});
+        }
+        at += (tensor.bytes + 255) / 256 * 256;
+      }
+      return block;
     };
-    add(&problem_.q, o_bytes_);
-    add(&problem_.k, kv_bytes);
-    add(&problem_.v, kv_bytes);
-    if (problem_.bias_kind == BiasKind::kLowRank) {
-      const size_t factor = SizeOf(problem_.low_rank.dtype);
-      add(&problem_.low_rank.phi_q, static_cast<size_t>(owned_.phi_q_elements()) * factor);
-      add(&problem_.low_rank.phi_k, static_cast<size_t>(owned_.phi_k_elements()) * factor);
-    }
-    inputs_ = *backend.host_allocator().Allocate(bytes);
-    std::memset(inputs_.data(), 0xff, bytes);
-    for (size_t n = 0; n < pointers.size(); ++n) *pointers[n] = inputs_.data() + tensors_[n].at;
-    lse_bytes_ =
-        problem_.lse == nullptr ? 0 : static_cast<size_t>(owned_.lse_elements()) * sizeof(float);
-    outputs_ = *backend.host_allocator().Allocate((o_bytes_ + 255) / 256 * 256 + lse_bytes_ + 1);
-    problem_.o = outputs_.data();
-    if (problem_.lse != nullptr) {
-      problem_.lse = reinterpret_cast<float*>(outputs_.data() + (o_bytes_ + 255) / 256 * 256);
-    }
+    inputs_ = lay_out(true);
+    outputs_ = lay_out(false);
     upload_ = backend.StartUpload(inputs_);
   }
 
@@ -76,10 +73,7 @@ class ArrivingProblem {
   }
   void Cancel() { upload_ = nullptr; }
 
-  std::string OutputBytes() const {
-    return std::string(static_cast<const char*>(problem_.o), o_bytes_) +
-           std::string(reinterpret_cast<const char*>(problem_.lse), lse_bytes_);
-  }
+  std::string OutputBytes() const { return support::OutputBytes(problem_); }
 
  private:
   struct Tensor {
@@ -91,8 +85,6 @@ class ArrivingProblem {
   OwnedProblem owned_;
   AttentionProblem problem_;
   std::vector<Tensor> tensors_;
-  size_t o_bytes_ = 0;
-  size_t lse_bytes_ = 0;
   HostBlock inputs_;
   HostBlock outputs_;
   std::unique_ptr<UploadAhead> upload_;  // goes before its block

@@ -11,6 +11,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/attention_launch.h"
+#include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/backward_launch.h"
+#include "kernels/cuda/backward_plan.h"
+#include "kernels/problem_tensors.h"
 #include "tests/support/poison.h"
 
 namespace flashbias::support {
@@ -63,7 +67,7 @@ class DeviceInput {
     FLASHBIAS_CUDA(cudaMemcpyAsync(data_, host, bytes, cudaMemcpyHostToDevice, stream));
     return absl::OkStatus();
   }
-  const void* data() const { return data_; }
+  void* data() const { return data_; }
 
  private:
   DeviceMemory memory_;
@@ -124,41 +128,52 @@ class DeviceOutput {
   DeviceMemory memory_;
 };
 
+// An output's name and device memory.
+struct NamedOutput {
+  const char* name;
+  std::unique_ptr<DeviceOutput> output;
+};
+
 struct DeviceProblem {
-  DeviceInput q, k, v, phi_q, phi_k;
-  DeviceOutput o, lse;
+  std::vector<DeviceInput> inputs;
+  std::vector<NamedOutput> outputs;
 
   // The problem with its tensors on the device.
   absl::StatusOr<AttentionProblem> Upload(const AttentionProblem& host, cudaStream_t stream) {
-    const size_t element = SizeOf(host.dtype);
-    const size_t lse_elements = static_cast<size_t>(host.total_q) * host.num_q_heads;
-    const size_t q_bytes = lse_elements * host.head_dim * element;
-    const size_t kv_bytes =
-        static_cast<size_t>(host.total_kv) * host.num_kv_heads * host.head_dim * element;
-    FLASHBIAS_RETURN_IF_ERROR(q.Upload(host.q, q_bytes, stream));
-    FLASHBIAS_RETURN_IF_ERROR(k.Upload(host.k, kv_bytes, stream));
-    FLASHBIAS_RETURN_IF_ERROR(v.Upload(host.v, kv_bytes, stream));
-    FLASHBIAS_RETURN_IF_ERROR(o.Create(host.dtype, host.o, q_bytes));
-    FLASHBIAS_RETURN_IF_ERROR(lse.Create(DType::kFloat32, host.lse, lse_elements * sizeof(float)));
     AttentionProblem device = host;
-    device.q = q.data();
-    device.k = k.data();
-    device.v = v.data();
-    device.o = o.data();
-    device.lse = static_cast<float*>(lse.data());
-    if (host.bias_kind == BiasKind::kLowRank) {
-      const LowRankBias& bias = host.low_rank;
-      const size_t factor = SizeOf(bias.dtype) * bias.rank;
-      FLASHBIAS_RETURN_IF_ERROR(phi_q.Upload(
-          bias.phi_q, static_cast<size_t>(host.total_q) * bias.phi_q_heads * factor, stream));
-      FLASHBIAS_RETURN_IF_ERROR(phi_k.Upload(
-          bias.phi_k, static_cast<size_t>(host.total_kv) * bias.phi_k_heads * factor, stream));
-      device.low_rank.phi_q = phi_q.data();
-      device.low_rank.phi_k = phi_k.data();
+    for (const ProblemTensor& tensor : TensorsOf(host)) {
+      if (tensor.is_input) {
+        FLASHBIAS_RETURN_IF_ERROR(inputs.emplace_back().Upload(tensor.data, tensor.bytes, stream));
+        PointAt(tensor.tensor, inputs.back().data(), &device);
+      } else {
+        outputs.push_back({tensor.name, std::make_unique<DeviceOutput>()});
+        DeviceOutput& output = *outputs.back().output;
+        FLASHBIAS_RETURN_IF_ERROR(output.Create(tensor.dtype, tensor.data, tensor.bytes));
+        PointAt(tensor.tensor, output.data(), &device);
+      }
     }
     return device;
   }
 };
+
+cudaError_t LaunchPlan(const cuda::AttentionPlan& plan, cudaStream_t stream) {
+  return cuda::LaunchAttention(plan, stream);
+}
+cudaError_t LaunchPlan(const cuda::BackwardPlan& plan, cudaStream_t stream) {
+  return cuda::LaunchBackward(plan, stream);
+}
+
+// Whether both are planned together.
+bool SharePlans(const AttentionProblem& a, const AttentionProblem& b,
+                const cuda::DeviceTraits& device, const cuda::PlanOptions& options) {
+  if (a.direction != b.direction) return false;
+  if (a.direction == Direction::kBackward) {
+    return cuda::BackwardPlan::GroupOf(a, device, options) ==
+           cuda::BackwardPlan::GroupOf(b, device, options);
+  }
+  return cuda::AttentionPlan::GroupOf(a, device, options) ==
+         cuda::AttentionPlan::GroupOf(b, device, options);
+}
 
 }  // namespace
 
@@ -191,10 +206,8 @@ absl::Status CudaBackend::RunGroups(absl::Span<const AttentionProblem> problems,
                                     absl::Span<ProblemStats> stats) {
   std::vector<std::vector<size_t>> groups;
   for (size_t n = 0; n < problems.size(); ++n) {
-    const auto group = cuda::AttentionPlan::GroupOf(problems[n], device_, plan_options_);
     const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& members) {
-      return cuda::AttentionPlan::GroupOf(problems[members.front()], device_, plan_options_) ==
-             group;
+      return SharePlans(problems[members.front()], problems[n], device_, plan_options_);
     });
     if (same == groups.end()) {
       groups.push_back({n});
@@ -203,11 +216,14 @@ absl::Status CudaBackend::RunGroups(absl::Span<const AttentionProblem> problems,
     }
   }
   for (const std::vector<size_t>& members : groups) {
-    FLASHBIAS_RETURN_IF_ERROR(RunGroup(problems, members, stats));
+    const bool backward = problems[members.front()].direction == Direction::kBackward;
+    FLASHBIAS_RETURN_IF_ERROR(backward ? RunGroup<cuda::BackwardPlan>(problems, members, stats)
+                                       : RunGroup<cuda::AttentionPlan>(problems, members, stats));
   }
   return absl::OkStatus();
 }
 
+template <typename Plan>
 absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
                                    absl::Span<const size_t> members,
                                    absl::Span<ProblemStats> stats) {
@@ -224,8 +240,7 @@ absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
     on_device.push_back(*uploaded);
   }
 
-  absl::StatusOr<cuda::AttentionPlan> plan =
-      cuda::AttentionPlan::Create(on_device, device_, plan_options_);
+  absl::StatusOr<Plan> plan = Plan::Create(on_device, device_, plan_options_);
   if (!plan.ok()) return plan.status();
   ++(plan->family() == cuda::KernelFamily::kHopper ? hopper_plans_ : portable_plans_);
   DeviceMemory workspace;
@@ -239,26 +254,24 @@ absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
 
   unsigned long long launched = 0;
   for (int launch = 0; launch < launches_; ++launch) {
-    for (DeviceProblem& problem : tensors) {
-      FLASHBIAS_RETURN_IF_ERROR(problem.o.Poison(stream));
-      FLASHBIAS_RETURN_IF_ERROR(problem.lse.Poison(stream));
+    for (const DeviceProblem& problem : tensors) {
+      for (const NamedOutput& o : problem.outputs) {
+        FLASHBIAS_RETURN_IF_ERROR(o.output->Poison(stream));
+      }
     }
     // Every second time two launches without a pause: the second finds what the first one left.
-    for (int n = 0; n <= launch % 2; ++n, ++launched) {
-      FLASHBIAS_CUDA(cuda::LaunchAttention(*plan, stream));
-    }
-    for (DeviceProblem& problem : tensors) {
-      FLASHBIAS_RETURN_IF_ERROR(problem.o.Download(stream));
-      FLASHBIAS_RETURN_IF_ERROR(problem.lse.Download(stream));
+    for (int n = 0; n <= launch % 2; ++n, ++launched) FLASHBIAS_CUDA(LaunchPlan(*plan, stream));
+    for (const DeviceProblem& problem : tensors) {
+      for (const NamedOutput& o : problem.outputs) {
+        FLASHBIAS_RETURN_IF_ERROR(o.output->Download(stream));
+      }
     }
     FLASHBIAS_CUDA(cudaStreamSynchronize(stream));
     for (size_t n = 0; n < tensors.size(); ++n) {
-      const std::string o = tensors[n].o.Check(launch);
-      const std::string lse = tensors[n].lse.Check(launch);
-      if (!o.empty())
-        return absl::InternalError(absl::StrCat("o of problem ", members[n], ": ", o));
-      if (!lse.empty()) {
-        return absl::InternalError(absl::StrCat("lse of problem ", members[n], ": ", lse));
+      for (const NamedOutput& o : tensors[n].outputs) {
+        const std::string wrong = o.output->Check(launch);
+        if (wrong.empty()) continue;
+        return absl::InternalError(absl::StrCat(o.name, " of problem ", members[n], ": ", wrong));
       }
     }
   }
@@ -273,8 +286,7 @@ absl::Status CudaBackend::RunGroup(absl::Span<const AttentionProblem> problems,
     }
     stats[members[n]] = {.tiles_computed = static_cast<int64_t>(counts[n].computed / launched),
                          .tiles_skipped = static_cast<int64_t>(counts[n].skipped / launched)};
-    tensors[n].o.CopyToHost();
-    tensors[n].lse.CopyToHost();
+    for (const NamedOutput& o : tensors[n].outputs) o.output->CopyToHost();
   }
   return absl::OkStatus();
 }

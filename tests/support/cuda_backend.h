@@ -1,4 +1,4 @@
-// A synchronous backend over the CUDA plan and launch, for tests only.
+// A synchronous backend over the CUDA plans and launches, for tests only.
 //
 // It is made to catch kernels that stray. Every tensor is a device allocation of its own that ends
 // where the tensor ends, so that compute-sanitizer sees the first byte read beyond it; a tensor's
@@ -7,7 +7,7 @@
 // everything that CUDA reports.
 //
 // Run computes on the caller's thread and calls `done` before it returns. Problems of one
-// AttentionPlan::Group are planned and launched together. Thread-safe.
+// AttentionPlan::Group or BackwardPlan::Group are planned and launched together. Thread-safe.
 #ifndef FLASHBIAS_TESTS_SUPPORT_CUDA_BACKEND_H_
 #define FLASHBIAS_TESTS_SUPPORT_CUDA_BACKEND_H_
 
@@ -18,8 +18,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/attention_backend.h"
-#include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/device_traits.h"
+#include "kernels/cuda/plan_options.h"
 #include "kernels/heap_allocator.h"
 
 namespace flashbias::support {
@@ -53,7 +53,8 @@ class CudaBackend : public AttentionBackend {
 
   absl::Status RunGroups(absl::Span<const AttentionProblem> problems,
                          absl::Span<ProblemStats> stats);
-  // `members` are indices into both arrays.
+  // `members` are indices into both arrays; their plan is a `Plan`.
+  template <typename Plan>
   absl::Status RunGroup(absl::Span<const AttentionProblem> problems,
                         absl::Span<const size_t> members, absl::Span<ProblemStats> stats);
 

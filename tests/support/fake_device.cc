@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "kernels/problem_tensors.h"
 #include "tests/support/reference_backend.h"
 
 namespace flashbias::support {
@@ -508,7 +509,7 @@ class FakeLaunch final : public cuda::PlannedLaunch {
           ReferenceBackend().Run(problems, absl::MakeSpan(stats), [](const absl::Status&) {});
           for (size_t n = 0; n < stats.size(); ++n) {
             counts[n].computed += static_cast<unsigned long long>(stats[n].tiles_computed);
-            counts[n].skipped += 7;
+            counts[n].skipped += static_cast<unsigned long long>(FakeTilesSkipped(problems[n]));
           }
         },
         stream);
@@ -526,8 +527,20 @@ class FakeLaunch final : public cuda::PlannedLaunch {
 
 }  // namespace
 
+int64_t FakeTilesSkipped(const AttentionProblem& problem) {
+  int64_t sum = 7;
+  if (problem.direction == Direction::kForward) return sum;
+  for (const ProblemTensor& tensor : TensorsOf(problem)) {
+    if ((tensor.tensor & (kTensorO | kTensorLse)) == 0) continue;
+    const auto* const bytes = static_cast<const unsigned char*>(tensor.data);
+    for (size_t n = 0; n < tensor.bytes; ++n) sum = (31 * sum + bytes[n]) % 1'000'003;
+  }
+  return sum;
+}
+
 uint64_t FakePlanner::GroupOf(const AttentionProblem& problem) const {
-  return static_cast<uint64_t>(problem.dtype) | static_cast<uint64_t>(problem.bias_kind) << 8 |
+  return static_cast<uint64_t>(problem.dtype) | static_cast<uint64_t>(problem.direction) << 4 |
+         static_cast<uint64_t>(problem.bias_kind) << 8 |
          static_cast<uint64_t>((problem.head_dim + 31) / 32) << 16;
 }
 

@@ -180,7 +180,12 @@ class FakeDevice final : public cuda::DeviceApi {
   int device_calls_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-// Groups are a dtype, padded head_dim and bias kind each. A launch counts what the reference does.
+// What a launch of the planner below counts as skipped: 7 and, of a backward problem, a sum over
+// the bytes of o and lse, which the reference does not read.
+int64_t FakeTilesSkipped(const AttentionProblem& problem);
+
+// Groups are a direction, dtype, padded head_dim and bias kind each. A launch counts as computed
+// what the reference does.
 class FakePlanner final : public cuda::LaunchPlanner {
  public:
   // `bound_bytes`: what WorkspaceBound says; a launch takes `workspace_bytes` for each problem.

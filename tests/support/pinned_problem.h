@@ -10,47 +10,33 @@
 
 #include "kernels/attention_problem.h"
 #include "kernels/host_memory.h"
+#include "kernels/problem_tensors.h"
+#include "tests/support/output_bytes.h"
 #include "tests/support/owned_problem.h"
 
 namespace flashbias::support {
 
 class PinnedProblem {
  public:
-  // A copy of `owned`, whose slopes, factors and sequences are used in place. REQUIRES: the
-  // allocator has the memory, and both outlive this.
+  // A copy of `owned`, whose slopes and sequences are used in place. REQUIRES: the allocator has
+  // the memory, and both outlive this.
   PinnedProblem(HostAllocator& allocator, const OwnedProblem& owned) : problem_(owned.problem()) {
-    const size_t element = SizeOf(problem_.dtype);
-    const size_t kv_bytes = owned.kv_elements() * element;
-    o_bytes_ = owned.q_elements() * element;
-    problem_.q = Copy(allocator, problem_.q, o_bytes_);
-    problem_.k = Copy(allocator, problem_.k, kv_bytes);
-    problem_.v = Copy(allocator, problem_.v, kv_bytes);
-    problem_.o = Copy(allocator, nullptr, o_bytes_);
-    if (problem_.lse != nullptr) {
-      lse_bytes_ = owned.lse_elements() * sizeof(float);
-      problem_.lse = reinterpret_cast<float*>(Copy(allocator, nullptr, lse_bytes_));
+    for (const ProblemTensor& tensor : TensorsOf(owned.problem())) {
+      blocks_.push_back(*allocator.Allocate(tensor.bytes));
+      char* const data = blocks_.back().data();
+      if (tensor.is_input && tensor.bytes > 0) std::memcpy(data, tensor.data, tensor.bytes);
+      PointAt(tensor.tensor, data, &problem_);
     }
   }
 
   const AttentionProblem& problem() const { return problem_; }
 
   // As OwnedProblem's.
-  std::string OutputBytes() const {
-    return std::string(static_cast<const char*>(problem_.o), o_bytes_) +
-           std::string(reinterpret_cast<const char*>(problem_.lse), lse_bytes_);
-  }
+  std::string OutputBytes() const { return support::OutputBytes(problem_); }
 
  private:
-  char* Copy(HostAllocator& allocator, const void* from, size_t bytes) {
-    blocks_.push_back(*allocator.Allocate(bytes));
-    if (from != nullptr && bytes > 0) std::memcpy(blocks_.back().data(), from, bytes);
-    return blocks_.back().data();
-  }
-
   AttentionProblem problem_;
   std::vector<HostBlock> blocks_;
-  size_t o_bytes_ = 0;
-  size_t lse_bytes_ = 0;
 };
 
 }  // namespace flashbias::support

@@ -23,11 +23,13 @@ struct BackwardTensorMaps {
   CUtensorMap d_o;
 };
 
+// A distance's bias is the sum of two over as much as an item's keys: a steeper slope would lose
+// the last bits of the probabilities.
+inline constexpr float kMaxBackwardSlope = 4.0f;
+
 // Keys of a kv item, query rows of a q item.
 constexpr int KvItemKeys(int padded_head_dim) { return padded_head_dim == 32 ? 192 : 128; }
-constexpr int QItemRows(int padded_head_dim) {
-  return padded_head_dim == 32 ? 256 : (padded_head_dim == 64 ? 192 : 128);
-}
+constexpr int QItemRows(int padded_head_dim) { return padded_head_dim == 128 ? 128 : 192; }
 
 // Maps of a bound sequence; those without rows stay as they are, and unused. INTERNAL: no driver,
 // or it refused. Host code, thread-safe.

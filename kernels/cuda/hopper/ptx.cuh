@@ -85,6 +85,16 @@ __device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap* map, uin
       : "memory");
 }
 
+// Loads contiguous bytes: a multiple of 16, as both addresses are.
+__device__ __forceinline__ void LoadBytes(uint32_t to, const void* from, uint32_t barrier,
+                                          uint32_t bytes) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::
+          "r"(to),
+      "l"(__cvta_generic_to_global(from)), "r"(barrier), "r"(bytes)
+      : "memory");
+}
+
 // Orders shared-memory stores of this thread before reads by the tensor cores.
 __device__ __forceinline__ void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -121,6 +131,11 @@ __device__ __forceinline__ void ShrinkRegisters() {
 // Waits until the launch before this one has completed and its writes are visible.
 __device__ __forceinline__ void WaitForPreviousLaunch() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// Lets the launch after this one begin once every thread block has said so or ended.
+__device__ __forceinline__ void StartNextLaunch() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // Keeps the assembler from moving instructions across; costs next to nothing.
@@ -279,6 +294,38 @@ struct Wgmma;
             "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]),          \
             "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]),       \
             "+f"(d[19])                                                                         \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                \
+    }                                                                                           \
+    /* The same for 32 columns. */                                                              \
+    static __device__ __forceinline__ void AddValues(float (&d)[16], const uint32_t (&a)[4],    \
+                                                     uint64_t b) {                              \
+      asm volatile(                                                                             \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                            \
+          "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                           \
+          " {"                                                                                  \
+          "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "             \
+          "{%16, %17, %18, %19}, %20, p, 1, 1, 1;\n}\n"                                         \
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
+            "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]),          \
+            "+f"(d[13]), "+f"(d[14]), "+f"(d[15])                                               \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                \
+    }                                                                                           \
+    /* The same for 64 columns. */                                                              \
+    static __device__ __forceinline__ void AddValues(float (&d)[32], const uint32_t (&a)[4],    \
+                                                     uint64_t b) {                              \
+      asm volatile(                                                                             \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                            \
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                           \
+          " {"                                                                                  \
+          "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "              \
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "   \
+          "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"                                         \
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
+            "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]),          \
+            "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]),       \
+            "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),       \
+            "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]),       \
+            "+f"(d[31])                                                                         \
           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                \
     }                                                                                           \
     /* The same for 72 columns. */                                                              \

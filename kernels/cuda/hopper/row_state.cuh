@@ -25,7 +25,8 @@ struct VisibleKeys {
   int last;
 };
 
-__device__ __forceinline__ VisibleKeys KeysOfRow(const ItemInfo& info, int row) {
+template <typename Info>
+__device__ __forceinline__ VisibleKeys KeysOfRow(const Info& info, int row) {
   row = min(row, info.q_len - 1);
   VisibleKeys keys;
   keys.position = row + info.diagonal;
@@ -40,9 +41,9 @@ struct Reference {
   int key;    // the reference itself
 };
 
-__device__ __forceinline__ Reference ReferenceOfRow(const ItemInfo& info, const VisibleKeys& keys) {
+__device__ __forceinline__ Reference ReferenceOf(const VisibleKeys& keys, float slope) {
   const int nearest = min(max(keys.position, keys.first), keys.last);
-  if (info.slope >= 0) return {nearest, nearest, nearest};
+  if (slope >= 0) return {nearest, nearest, nearest};
   // Not between its keys: all are on one side, and the farthest is the other end.
   if (keys.position > keys.last) return {keys.first, keys.first, keys.first};
   if (keys.position < keys.first) return {keys.last, keys.last, keys.last};
@@ -50,6 +51,10 @@ __device__ __forceinline__ Reference ReferenceOfRow(const ItemInfo& info, const 
     return {keys.first, 2 * keys.position - keys.first, keys.first};
   }
   return {2 * keys.position - keys.last, keys.last, keys.last};
+}
+
+__device__ __forceinline__ Reference ReferenceOfRow(const ItemInfo& info, const VisibleKeys& keys) {
+  return ReferenceOf(keys, info.slope);
 }
 
 }  // namespace flashbias::cuda::hopper

@@ -104,15 +104,12 @@ class ItemRun {
       row.max = -INFINITY;
       row.sum = 0;
       row.slope_log2 = 0;
-      row.left = row.right = 0;
+      row.bends = {0, 0};
       row.log2_budget = NAN;
       if constexpr (kLowRank) {
         row.frame = -INFINITY;
         row.phi_q_begin = -1;
-        if (exists) {
-          const int phi_head = sequence_.phi_q_heads == 1 ? 0 : head;
-          row.phi_q_begin = (int64_t{q_row} * sequence_.phi_q_heads + phi_head) * sequence_.rank;
-        }
+        if (exists) row.phi_q_begin = QueryFactor(sequence_).Begin(q_row, head);
       } else if (has_alibi_ && !row.keys.empty()) {
         PrepareAlibi(q_row + sequence_.diagonal, sequence_.slopes[head], sequence_.log_eps_per_side,
                      row);
@@ -179,7 +176,7 @@ class ItemRun {
     const int position = LastRow() + sequence_.diagonal;
     const int start = may_skip ? min(max(position, keys.first), keys.last) / kTileRows : last_tile;
 
-    const KeyTileCopier<kHeadDim> copier(sequence_, kv_head_);
+    const TilePairCopier<kHeadDim> copier(KeysAndValues(sequence_), kv_head_);
     CopyQueries();
     copier.Copy(start, KeyTile(), ValueTile());
     WaitForCopies();
@@ -247,11 +244,11 @@ class ItemRun {
   __device__ void ComputeTile(int key_begin) {
     float scores[8][4];
     if constexpr (kLowRank) {
-      const int head = sequence_.phi_k_heads == 1 ? 0 : item_.head;
       const int64_t phi_q_begin[2] = {rows_[0].phi_q_begin, rows_[1].phi_q_begin};
       float bias[8][4];
       double centre_product[2];
-      LowRankBias(sequence_, head, key_begin, phi_q_begin, *factors_, bias, centre_product);
+      LowRankBias(QueryFactor(sequence_), phi_q_begin, KeyFactor(sequence_), item_.head, key_begin,
+                  *factors_, bias, centre_product);
       MultiplyQueriesAndKeys(scores);
       AddLowRankBias(bias, centre_product, scale_, key_begin, rows_, scores);
     } else {
@@ -350,7 +347,7 @@ class ItemRun {
         StorePartial<kHeadDim, kLowRank>(params_, partial_row, lse, empty, factor, i, o_);
         continue;
       }
-      StoreOutput<T, kHeadDim>(sequence_, out_row, empty, factor, i, o_);
+      StoreOutput<T, kHeadDim>(sequence_.o, sequence_.head_dim, out_row, empty, factor, i, o_);
       if (sequence_.lse == nullptr || Lane() % 4 != 0) continue;
       double reference = 0;
       if constexpr (kLowRank) {

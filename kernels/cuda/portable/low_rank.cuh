@@ -1,9 +1,11 @@
 // Low-rank biases <phi_q, phi_k> in fp32 accuracy on bf16 tensor cores.
 //
-// A key tile's phi_k are taken less the tile's centre, column by column the value of smallest
-// magnitude: what is left is small where all factors are large, as positions are, and exact where
-// some are, as those of hidden keys are. The product with the centre is one number a row and tile,
-// in double. Both factors are cut into three bf16 pieces (24 bits) and multiplied piece by piece.
+// The rows of the product have one of the factors and the columns the other: rows are queries, but
+// in the backward pass over keys. A tile's column factor is taken less the tile's centre, component
+// by component the value of smallest magnitude: what is left is small where all factors are large,
+// as positions are, and exact where some are, as those of hidden keys are. The product with the
+// centre is one number a row and tile, in double. Both factors are cut into three bf16 pieces (24
+// bits) and multiplied piece by piece.
 #ifndef FLASHBIAS_KERNELS_CUDA_PORTABLE_LOW_RANK_CUH_
 #define FLASHBIAS_KERNELS_CUDA_PORTABLE_LOW_RANK_CUH_
 
@@ -21,17 +23,37 @@ namespace flashbias::cuda::portable {
 inline constexpr int kRankSlice = 16;  // columns of the factors that one pass takes
 inline constexpr int kPieces = 3;
 
-// One slice of a tile's centred phi_k, in shared memory.
+struct Factor {
+  const void* data;  // [length, heads, rank], contiguous, any alignment
+  int length;
+  int heads;  // 1: shared by all
+  int rank;
+  int dtype;  // DType's order
+
+  __device__ int64_t Begin(int64_t row, int head) const {
+    return (row * heads + (heads == 1 ? 0 : head)) * rank;
+  }
+};
+
+__device__ inline Factor QueryFactor(const SequenceParams& sequence) {
+  return {sequence.phi_q, sequence.q_len, sequence.phi_q_heads, sequence.rank, sequence.phi_dtype};
+}
+
+__device__ inline Factor KeyFactor(const SequenceParams& sequence) {
+  return {sequence.phi_k, sequence.kv_len, sequence.phi_k_heads, sequence.rank, sequence.phi_dtype};
+}
+
+// One slice of a tile's centred column factor, in shared memory.
 struct FactorSlice {
-  // [piece][key][kRankSlice] bf16, the two 16-byte halves of a key swapped where PieceOffset says.
+  // [piece][row][kRankSlice] bf16, the two 16-byte halves of a row swapped where PieceOffset says.
   uint4 pieces[kPieces][64 * 2];
   float candidates[4][kRankSlice];  // [warp], for the centre
   float centre[kRankSlice];
 };
 
-// Byte offset of half a key's slice; the eight rows of an ldmatrix lie in different banks.
-__device__ inline uint32_t PieceOffset(int key, int half) {
-  return (key * 2 + (half ^ ((key >> 2) & 1))) * 16;
+// Byte offset of half a row's slice; the eight rows of an ldmatrix lie in different banks.
+__device__ inline uint32_t PieceOffset(int row, int half) {
+  return (row * 2 + (half ^ ((row >> 2) & 1))) * 16;
 }
 
 // Element `index` of a factor in DType's order of types. Infinity becomes the largest float, so
@@ -61,25 +83,24 @@ __device__ inline void CutInPieces(float value, uint32_t (&pieces)[kPieces]) {
   }
 }
 
-// Columns [column, column + kRankSlice) of the tile's phi_k. All threads of the block; they may
-// still be reading the last slice before the first barrier, and may read this one afterwards.
-__device__ inline void PackFactorSlice(const SequenceParams& sequence, int head, int key_begin,
-                                       int column, FactorSlice& slice) {
-  constexpr int kKeysPerThread = 8;
+// Components [column, column + kRankSlice) of the tile that begins at row `begin` of a factor. All
+// threads of the block; they may still be reading the last slice before the first barrier, and may
+// read this one afterwards.
+__device__ inline void PackFactorSlice(const Factor& factor, int head, int begin, int column,
+                                       FactorSlice& slice) {
+  constexpr int kRowsPerThread = 8;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int c = thread % kRankSlice;
-  const int first_key = thread / kRankSlice;
-  float values[kKeysPerThread];
+  const int first_row = thread / kRankSlice;
+  float values[kRowsPerThread];
   float centre = INFINITY;
 #pragma unroll
-  for (int i = 0; i < kKeysPerThread; ++i) {
-    const int64_t key = key_begin + first_key + i * kKeysPerThread;
+  for (int i = 0; i < kRowsPerThread; ++i) {
+    const int row = begin + first_row + i * kRowsPerThread;
     values[i] = 0;
-    if (key < sequence.kv_len && column + c < sequence.rank) {
-      values[i] = LoadFactor(sequence.phi_k,
-                             (key * sequence.phi_k_heads + head) * sequence.rank + column + c,
-                             sequence.phi_dtype);
+    if (row < factor.length && column + c < factor.rank) {
+      values[i] = LoadFactor(factor.data, factor.Begin(row, head) + column + c, factor.dtype);
       if (fabsf(values[i]) < fabsf(centre)) centre = values[i];
     }
   }
@@ -96,23 +117,23 @@ __device__ inline void PackFactorSlice(const SequenceParams& sequence, int head,
   if (isinf(centre)) centre = 0;  // no value but NaN
   if (thread < kRankSlice) slice.centre[c] = centre;
 #pragma unroll
-  for (int i = 0; i < kKeysPerThread; ++i) {
-    const int key = first_key + i * kKeysPerThread;
+  for (int i = 0; i < kRowsPerThread; ++i) {
+    const int row = first_row + i * kRowsPerThread;
     uint32_t pieces[kPieces];
-    CutInPieces(key_begin + key < sequence.kv_len ? values[i] - centre : 0.0f, pieces);
+    CutInPieces(begin + row < factor.length ? values[i] - centre : 0.0f, pieces);
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
       auto* bytes = reinterpret_cast<unsigned char*>(slice.pieces[p]);
-      *reinterpret_cast<uint16_t*>(bytes + PieceOffset(key, c / 8) + 2 * (c % 8)) =
+      *reinterpret_cast<uint16_t*>(bytes + PieceOffset(row, c / 8) + 2 * (c % 8)) =
           static_cast<uint16_t>(pieces[p]);
     }
   }
   __syncthreads();
 }
 
-// bias += <phi_q, phi_k - centre> in C fragments of 64 keys, centre_product += this lane's share of
-// <phi_q, centre>. `phi_q` holds columns 2t, 2t + 1, 2t + 8, 2t + 9 of rows g and g + 8.
-__device__ inline void MultiplyFactorSlice(const float (&phi_q)[2][4], const FactorSlice& slice,
+// bias += <row, column - centre> in C fragments of 64 columns, centre_product += this lane's share
+// of <row, centre>. `rows` holds components 2t, 2t + 1, 2t + 8, 2t + 9 of rows g and g + 8.
+__device__ inline void MultiplyFactorSlice(const float (&rows)[2][4], const FactorSlice& slice,
                                            float (&bias)[8][4], double (&centre_product)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int t = lane % 4;
@@ -123,8 +144,8 @@ __device__ inline void MultiplyFactorSlice(const float (&phi_q)[2][4], const Fac
     for (int half = 0; half < 2; ++half) {
       uint32_t low[kPieces];
       uint32_t high[kPieces];
-      CutInPieces(phi_q[row][2 * half], low);
-      CutInPieces(phi_q[row][2 * half + 1], high);
+      CutInPieces(rows[row][2 * half], low);
+      CutInPieces(rows[row][2 * half + 1], high);
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) a[p][2 * half + row] = low[p] | high[p] << 16;
     }
@@ -132,7 +153,7 @@ __device__ inline void MultiplyFactorSlice(const float (&phi_q)[2][4], const Fac
     for (int i = 0; i < 4; ++i) {
       const int c = 2 * t + 8 * (i / 2) + i % 2;
       centre_product[row] +=
-          static_cast<double>(phi_q[row][i]) * static_cast<double>(slice.centre[c]);
+          static_cast<double>(rows[row][i]) * static_cast<double>(slice.centre[c]);
     }
   }
 
@@ -148,18 +169,18 @@ __device__ inline void MultiplyFactorSlice(const float (&phi_q)[2][4], const Fac
     constexpr int kPairs[6][2] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
 #pragma unroll
     for (int i = 0; i < 6; ++i) {
-      const int of_q = kPairs[i][0];
-      const int of_k = kPairs[i][1];
-      Mma<__nv_bfloat16>(bias[2 * n], a[of_q], b[of_k][0], b[of_k][1]);
-      Mma<__nv_bfloat16>(bias[2 * n + 1], a[of_q], b[of_k][2], b[of_k][3]);
+      const int of_row = kPairs[i][0];
+      const int of_column = kPairs[i][1];
+      Mma<__nv_bfloat16>(bias[2 * n], a[of_row], b[of_column][0], b[of_column][1]);
+      Mma<__nv_bfloat16>(bias[2 * n + 1], a[of_row], b[of_column][2], b[of_column][3]);
     }
   }
 }
 
-// The whole product of 64 keys from key_begin on with the rows whose phi_q start at elements
-// phi_q_begin (-1: no row). Every lane of a row gets centre_product.
-__device__ inline void LowRankBias(const SequenceParams& sequence, int phi_k_head, int key_begin,
-                                   const int64_t (&phi_q_begin)[2], FactorSlice& slice,
+// The whole product of the 64 columns from `begin` on, of `head`, with the rows whose factors start
+// at elements row_begin (-1: no row). Every lane of a row gets centre_product.
+__device__ inline void LowRankBias(const Factor& rows, const int64_t (&row_begin)[2],
+                                   const Factor& columns, int head, int begin, FactorSlice& slice,
                                    float (&bias)[8][4], double (&centre_product)[2]) {
   const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
@@ -168,20 +189,20 @@ __device__ inline void LowRankBias(const SequenceParams& sequence, int phi_k_hea
     for (int i = 0; i < 4; ++i) bias[n][i] = 0;
   }
   centre_product[0] = centre_product[1] = 0;
-  for (int column = 0; column < sequence.rank; column += kRankSlice) {
-    PackFactorSlice(sequence, phi_k_head, key_begin, column, slice);
-    float phi_q[2][4];
+  for (int column = 0; column < columns.rank; column += kRankSlice) {
+    PackFactorSlice(columns, head, begin, column, slice);
+    float values[2][4];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int c = column + 2 * t + 8 * (i / 2) + i % 2;
-        phi_q[row][i] = phi_q_begin[row] >= 0 && c < sequence.rank
-                            ? LoadFactor(sequence.phi_q, phi_q_begin[row] + c, sequence.phi_dtype)
-                            : 0.0f;
+        values[row][i] = row_begin[row] >= 0 && c < rows.rank
+                             ? LoadFactor(rows.data, row_begin[row] + c, rows.dtype)
+                             : 0.0f;
       }
     }
-    MultiplyFactorSlice(phi_q, slice, bias, centre_product);
+    MultiplyFactorSlice(values, slice, bias, centre_product);
   }
 #pragma unroll
   for (int row = 0; row < 2; ++row) {

@@ -42,6 +42,20 @@ __device__ inline int ReferenceKey(const KeyRange& keys, int position, float slo
   return abs(position - keys.first) >= abs(position - keys.last) ? keys.first : keys.last;
 }
 
+// |position - key| less that of the reference key is max(left - key, key - right).
+struct Bends {
+  int left;
+  int right;
+};
+
+// Of a row at key row `position` that admits keys.
+__device__ inline Bends BendsOf(const KeyRange& keys, int position, float slope) {
+  const int64_t distance = llabs(int64_t{position} - ReferenceKey(keys, position, slope));
+  // Where an int32 cannot hold these, all keys stand on the other side.
+  return {static_cast<int>(max(position - distance, int64_t{kNoWindow})),
+          static_cast<int>(min(position + distance, int64_t{INT32_MAX}))};
+}
+
 // The bias of the reference key, natural log.
 __device__ inline double ReferenceBias(const SequenceParams& sequence, const KeyRange& keys,
                                        int row, float slope) {

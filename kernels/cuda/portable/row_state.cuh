@@ -17,9 +17,7 @@ struct RowState {
   float max;      // of the scores so far
   float sum;      // of this lane's probabilities
   float slope_log2;
-  // ALiBi: |position - key| less that of the reference key is max(left - key, key - right).
-  int left;
-  int right;
+  Bends bends;        // ALiBi
   float q_norm;       // |scale q|
   float log2_budget;  // what may be skipped; a NaN keeps every key
   // Low rank: the bias, natural log, that scores are relative to.
@@ -31,10 +29,7 @@ struct RowState {
 __device__ inline void PrepareAlibi(int position, float slope, float log_eps_per_side,
                                     RowState& row) {
   row.slope_log2 = ToFinite(slope * kLog2E);
-  const int64_t distance = llabs(int64_t{position} - ReferenceKey(row.keys, position, slope));
-  // Where an int32 cannot hold these, all keys stand on the other side.
-  row.left = static_cast<int>(max(position - distance, int64_t{kNoWindow}));
-  row.right = static_cast<int>(min(position + distance, int64_t{INT32_MAX}));
+  row.bends = BendsOf(row.keys, position, slope);
   if (slope > 0) row.log2_budget = log_eps_per_side * kLog2E + log2f(-expm1f(-slope));
 }
 
@@ -47,7 +42,8 @@ __device__ inline bool IsDone(const RowState& row, float sum, Side side, int nea
                               float max_norm) {
   const bool left = side == Side::kLeft;
   if (row.keys.empty() || (left ? row.keys.first > nearest : row.keys.last < nearest)) return true;
-  const auto distance = static_cast<float>(left ? row.left - nearest : nearest - row.right);
+  const auto distance =
+      static_cast<float>(left ? row.bends.left - nearest : nearest - row.bends.right);
   const float lse = row.max + log2f(sum);
   // Slack as in skip_table.h, for the rounding of norms, scores and sums.
   const float largest = row.q_norm * max_norm * (1.0f + 1e-4f) + 1e-3f * kLog2E;

@@ -22,8 +22,8 @@ __device__ inline void AddAlibi(const RowState (&rows)[2], float scale, bool two
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const auto first_column = static_cast<float>(2 * (threadIdx.x % 4));
-    left[i] = static_cast<float>(rows[i].left - key_begin) - first_column;
-    right[i] = static_cast<float>(rows[i].right - key_begin) - first_column;
+    left[i] = static_cast<float>(rows[i].bends.left - key_begin) - first_column;
+    right[i] = static_cast<float>(rows[i].bends.right - key_begin) - first_column;
   }
 #pragma unroll
   for (int n = 0; n < 8; ++n) {

@@ -12,14 +12,14 @@
 
 namespace flashbias::cuda::portable {
 
-// o of one row and head to the problem's tensor. `i` says which of a thread's rows it is; an empty
-// row is zero whatever `o` holds: NaN in values that it does not see may have got there.
+// One row and head of o, or of a gradient, to the problem's tensor: contiguous, any alignment. `i`
+// says which of a thread's rows it is; an empty row is zero whatever `o` holds: NaN in values that
+// it does not see may have got there.
 template <typename T, int kHeadDim>
-__device__ void StoreOutput(const SequenceParams& sequence, int64_t out_row, bool empty,
-                            float factor, int i, const float (&o)[kHeadDim / 8][4]) {
-  const int head_dim = sequence.head_dim;
-  auto* to = static_cast<unsigned char*>(sequence.o) + out_row * head_dim * 2;
-  const bool pairs = head_dim % 2 == 0 && IsAligned(sequence.o, 4);
+__device__ void StoreOutput(void* tensor, int head_dim, int64_t out_row, bool empty, float factor,
+                            int i, const float (&o)[kHeadDim / 8][4]) {
+  auto* to = static_cast<unsigned char*>(tensor) + out_row * head_dim * 2;
+  const bool pairs = head_dim % 2 == 0 && IsAligned(tensor, 4);
 #pragma unroll
   for (int n = 0; n < kHeadDim / 8; ++n) {
     const int column = 8 * n + 2 * (static_cast<int>(threadIdx.x % 4));

@@ -31,31 +31,47 @@ struct TileLayout {
   static __device__ uint32_t Later(uint32_t address, int chunks) { return address ^ (chunks * 16); }
 };
 
-// Copies key tiles of one key/value head. A thread copies one chunk of every kRowStep-th row.
+// Two tensors whose tiles go together: keys and values, or queries and d_o.
+struct TilePair {
+  const void* first;  // [rows, heads, head_dim], heads head_stride apart, 16-byte aligned
+  const void* second;
+  int rows;
+  int heads;
+  int head_stride;
+  int head_dim;
+};
+
+__device__ inline TilePair KeysAndValues(const SequenceParams& sequence) {
+  return {
+      sequence.k,       sequence.v, sequence.kv_len, sequence.num_kv_heads, sequence.kv_head_stride,
+      sequence.head_dim};
+}
+
+// Copies tiles of one head. A thread copies one chunk of every kRowStep-th row.
 template <int kHeadDim>
-class KeyTileCopier {
+class TilePairCopier {
  public:
-  __device__ KeyTileCopier(const SequenceParams& sequence, int kv_head)
-      : kv_len_(Chunk() * 8 < sequence.head_dim ? sequence.kv_len : 0),
-        row_bytes_(int64_t{sequence.num_kv_heads} * sequence.kv_head_stride * 2) {
-    const int64_t begin = (int64_t{kv_head} * sequence.kv_head_stride + Chunk() * 8) * 2;
-    k_ = static_cast<const char*>(sequence.k) + begin;
-    v_ = static_cast<const char*>(sequence.v) + begin;
+  __device__ TilePairCopier(const TilePair& pair, int head)
+      : rows_(Chunk() * 8 < pair.head_dim ? pair.rows : 0),
+        row_bytes_(int64_t{pair.heads} * pair.head_stride * 2) {
+    const int64_t begin = (int64_t{head} * pair.head_stride + Chunk() * 8) * 2;
+    first_ = static_cast<const char*>(pair.first) + begin;
+    second_ = static_cast<const char*>(pair.second) + begin;
   }
 
-  // Rows past the sequence and columns past head_dim become zero.
-  __device__ void Copy(int tile, uint32_t to_k, uint32_t to_v) const {
-    int key = tile * kTileRows + Row();
-    const char* k = k_ + key * row_bytes_;
-    const char* v = v_ + key * row_bytes_;
+  // Rows past the tensors and columns past head_dim become zero.
+  __device__ void Copy(int tile, uint32_t to_first, uint32_t to_second) const {
+    int row = tile * kTileRows + Row();
+    const char* first = first_ + row * row_bytes_;
+    const char* second = second_ + row * row_bytes_;
     const uint32_t to = TileLayout<kHeadDim>::Offset(Row(), Chunk());
 #pragma unroll
     for (int i = 0; i < kTileRows; i += kRowStep) {
-      CopyAsync16(to_k + to + i * TileLayout<kHeadDim>::kRowBytes, k, key < kv_len_);
-      CopyAsync16(to_v + to + i * TileLayout<kHeadDim>::kRowBytes, v, key < kv_len_);
-      key += kRowStep;
-      k += kRowStep * row_bytes_;
-      v += kRowStep * row_bytes_;
+      CopyAsync16(to_first + to + i * TileLayout<kHeadDim>::kRowBytes, first, row < rows_);
+      CopyAsync16(to_second + to + i * TileLayout<kHeadDim>::kRowBytes, second, row < rows_);
+      row += kRowStep;
+      first += kRowStep * row_bytes_;
+      second += kRowStep * row_bytes_;
     }
   }
 
@@ -66,9 +82,9 @@ class KeyTileCopier {
   static __device__ int Chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
   static __device__ int Row() { return static_cast<int>(threadIdx.x) / kChunks; }
 
-  const char* k_;
-  const char* v_;
-  const int kv_len_;  // 0 where the thread's chunk lies past head_dim
+  const char* first_;
+  const char* second_;
+  const int rows_;  // 0 where the thread's chunk lies past head_dim
   const int64_t row_bytes_;
 };
 

@@ -2,12 +2,14 @@
 """attention_bench beside what PyTorch offers on a GPU, in one run on one machine.
 
   gpu_attention.py --bench build/release/bin/attention_bench --json peers.json --plots plots
+  gpu_attention.py --bench build/release/bin/attention_bench --direction backward --json backward.json --plots plots
   gpu_attention.py --plot_from peers.json --plots plots
 
-Forward, causal, batch 1, float16, slopes 2^(-8k/H), random normal q, k, v: medians of launches that are
-each timed alone with CUDA events, the L2 cache flushed before. Ratios are the method's time over ours;
-above 1, ours is faster. Errors are ||o - ref|| / ||ref|| of sampled rows against float64; a method without
-bias is held against a reference without bias. A method that fails or does not fit has a note instead.
+Causal, batch 1, float16, slopes 2^(-8k/H), random normal q, k, v and d_o: medians of launches that are
+each timed alone with CUDA events, the L2 cache flushed before. Backward, only that pass is timed. Ratios are the
+method's time over ours; above 1, ours is faster. Errors are ||x - ref|| / ||ref|| of sampled rows against float64,
+backward the largest of dq, dk and dv; a method without bias is held against a reference without bias. A method
+that fails or does not fit has a note instead.
 Needs torch with CUDA; matplotlib for plots. gpu_peers.py has the methods.
 """
 import argparse
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import time
 
-import forward_plot
+import time_plot
 
 OURS = {"ours_skipping": [], "ours_dense": ["--eps=0"]}
 
@@ -47,7 +49,7 @@ def our_results(args, shape, reports):
     results = []
     for method, flags in OURS.items():
         try:
-            report = run_ours(args.bench, shape, args.lengths, flags)
+            report = run_ours(args.bench, shape, args.lengths, [f"--direction={args.direction}", *flags])
         except (OSError, RuntimeError, ValueError) as error:
             results += [result(shape, tokens, method, note=first_line(error)) for tokens in args.lengths]
             continue
@@ -65,16 +67,21 @@ def peer_results(args, shape, tokens, timer, end):
     import torch
 
     results = []
-    x = gpu_peers.Inputs(shape[1], shape[0], tokens)
-    references = {alibi: gpu_peers.Reference(x, alibi) for alibi in (True, False)}
+    backward = args.direction == "backward"
+    x = gpu_peers.Inputs(shape[1], shape[0], tokens, backward)
+    make_reference = gpu_peers.GradientReference if backward else gpu_peers.Reference
+    measure_method = gpu_peers.measure_backward if backward else gpu_peers.measure
+    references = {alibi: make_reference(x, alibi) for alibi in (True, False)}
     for method, (prepare, alibi) in gpu_peers.METHODS.items():
         if args.methods and method not in args.methods:
+            continue
+        if backward and method not in gpu_peers.BACKWARD_METHODS:
             continue
         if time.monotonic() > end:
             results.append(result(shape, tokens, method, note="not run: --budget_s is spent"))
             continue
         try:
-            ms, error = gpu_peers.measure(prepare, x, references[alibi], timer)
+            ms, error = measure_method(prepare, x, references[alibi], timer)
             results.append(result(shape, tokens, method, ms, error))
         except Exception as error:  # whatever stops one method must not stop the others
             results.append(result(shape, tokens, method, note=first_line(error)))
@@ -111,7 +118,7 @@ def measure(args):
     if not torch.cuda.is_available():
         sys.exit("gpu_attention.py: no CUDA device")
     end = time.monotonic() + args.budget_s
-    report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
+    report = {"direction": args.direction, "device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
               "cudnn": torch.backends.cudnn.version(), "results": [], "bench_reports": []}
     print(f"{report['device']}, torch {report['torch']}, CUDA {report['cuda']}, cuDNN {report['cudnn']}")
     with torch.no_grad():
@@ -129,7 +136,7 @@ def measure(args):
 
 def plot(report, folder):
     try:
-        for path in forward_plot.draw(report, folder):
+        for path in time_plot.draw(report, folder):
             print(f"wrote {path}")
     except ImportError as error:
         print(f"no plots ({error}): draw them elsewhere with --plot_from", file=sys.stderr)
@@ -143,6 +150,7 @@ def parse_shape(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bench", help="path of attention_bench")
+    parser.add_argument("--direction", choices=["forward", "backward"], default="forward")
     parser.add_argument("--lengths", default="256,1024,4096,8192,16384,32768,65536",
                         type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--shapes", default="32x50", help="head_dim x heads: 32x50,64x25,128x16",

@@ -3,6 +3,9 @@
 Every method takes the same random q, k, v, [1, heads, tokens, head_dim] float16, and computes causal
 attention, with ALiBi unless its name ends in none. What a user would prepare once (masks, factors,
 dense biases) is prepared outside the timed call.
+
+Backward, the same call is made once with gradients wanted; what is timed is autograd from a random d_o to dq, dk
+and dv, again and again over the graph that it keeps.
 """
 import math
 import statistics
@@ -24,14 +27,19 @@ SLEEP_CYCLES = 1_000_000
 WINDOW_NATS = 45.0
 DENSE_BIAS_MAX_TOKENS = 4096
 REFERENCE_ROWS = 16
+REFERENCE_BLOCK = 256
 
 
 class Inputs:
-    def __init__(self, heads, head_dim, tokens):
+    def __init__(self, heads, head_dim, tokens, backward=False):
         self.heads, self.head_dim, self.tokens = heads, head_dim, tokens
         generator = torch.Generator("cuda").manual_seed(1)
-        self.q, self.k, self.v = (torch.randn(1, heads, tokens, head_dim, device="cuda", dtype=torch.float16,
-                                              generator=generator) for _ in range(3))
+        self.q, self.k, self.v, self.d_o = (
+            torch.randn(1, heads, tokens, head_dim, device="cuda", dtype=torch.float16, generator=generator)
+            for _ in range(4))
+        if backward:
+            for tensor in (self.q, self.k, self.v):
+                tensor.requires_grad_()
         self.slopes = torch.tensor([2 ** (-8 * k / heads) for k in range(1, heads + 1)], device="cuda")
         self.scale = 1 / math.sqrt(head_dim)
 
@@ -78,6 +86,39 @@ class Reference:
 
     def relative_error(self, o):
         return ((o[0, :, self.rows].double() - self.o).norm() / self.o.norm()).item()
+
+
+class GradientReference:
+    """Sampled rows of dq, dk and dv of the first and the last head in float64, block by block of queries."""
+
+    def __init__(self, x, alibi):
+        rows = torch.randint(x.tokens, (REFERENCE_ROWS,), generator=torch.Generator().manual_seed(2))
+        rows[0], rows[1] = 0, x.tokens - 1
+        self.rows = rows.cuda()
+        self.heads = torch.tensor(sorted({0, x.heads - 1}), device="cuda")
+        q, k, v, d_o = (t.detach()[0, self.heads].double() for t in (x.q, x.k, x.v, x.d_o))
+        slopes = x.slopes[self.heads].double()[:, None, None]
+        keys = torch.arange(x.tokens, device="cuda")
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        dq = torch.empty_like(q)
+        for begin in range(0, x.tokens, REFERENCE_BLOCK):
+            block = keys[begin:begin + REFERENCE_BLOCK]
+            distance = block[:, None] - keys[None, :]
+            logits = q[:, block] @ k.transpose(1, 2) * x.scale
+            if alibi:
+                logits -= slopes * distance
+            p = torch.softmax(logits.masked_fill_(distance < 0, float("-inf")), dim=-1)
+            d_p = d_o[:, block] @ v.transpose(1, 2)
+            d_logits = p * (d_p - (p * d_p).sum(-1, keepdim=True)) * x.scale
+            dq[:, block] = d_logits @ k
+            dk += d_logits.transpose(1, 2) @ q[:, block]
+            dv += p.transpose(1, 2) @ d_o[:, block]
+        self.gradients = [t[:, self.rows] for t in (dq, dk, dv)]
+
+    def relative_error(self, gradients):
+        """The largest of the three."""
+        return max(((actual[0, self.heads][:, self.rows].double() - expected).norm() / expected.norm()).item()
+                   for actual, expected in zip(gradients, self.gradients))
 
 
 def causal(b, h, q_idx, kv_idx):
@@ -187,8 +228,26 @@ METHODS = {
 }
 
 
+# Those whose gradients are measured. Not fa2_alibi, whose slopes autograd's formula does not take, nor sdpa_factors,
+# whose graph holds what was prepared once, too.
+BACKWARD_METHODS = ["flex_alibi", "flex_window", "sdpa_dense_bias", "sdpa_none", "sdpa_none_flash",
+                    "sdpa_none_cudnn"]
+
+
 def measure(prepare, x, reference, timer):
     """(milliseconds, relative error)."""
     call = prepare(x)
     error = reference.relative_error(call())
     return timer.milliseconds(call), error
+
+
+def measure_backward(prepare, x, reference, timer):
+    """(milliseconds, relative error) of dq, dk and dv; the forward call is made once and not timed."""
+    with torch.enable_grad():
+        o = prepare(x)()
+
+        def gradients():
+            return torch.autograd.grad(o, (x.q, x.k, x.v), x.d_o, retain_graph=True)
+
+        error = reference.relative_error(gradients())
+        return timer.milliseconds(gradients), error

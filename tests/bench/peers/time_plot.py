@@ -1,4 +1,4 @@
-"""Plots of forward time over the number of tokens, from the results that gpu_attention.py writes.
+"""Plots of time over the number of tokens, from the results that gpu_attention.py writes.
 
 Log-log, one line a method, one PNG a shape. A hollow marker is a result that is more than 1 % wrong.
 Needs matplotlib.
@@ -27,11 +27,13 @@ def is_wrong(row):
 
 
 def draw(report, folder):
-    """Writes folder/attention_forward_D<head_dim>_H<heads>.png for every shape; returns the paths."""
+    """Writes folder/<direction>_time.png for the first shape, and <direction>_time_D<head_dim>_H<heads>.png for the
+    others; returns the paths."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    direction = report.get("direction", "forward")
     shapes = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in report["results"]:
         if row["ms"] is not None:
@@ -57,13 +59,14 @@ def draw(report, folder):
         axes.set_yscale("log")
         axes.set_xticks(sorted(lengths), [str(length) for length in sorted(lengths)])
         axes.set_xlabel("tokens")
-        axes.set_ylabel("forward time, ms")
-        axes.set_title(f"Causal attention, {heads} heads x {head_dim}, float16, {report['device']}\n"
+        axes.set_ylabel(f"{direction} time, ms")
+        axes.set_title(f"Causal attention, {direction}, {heads} heads x {head_dim}, float16, {report['device']}\n"
                        "hollow: more than 1 % wrong", fontsize=10)
         axes.grid(True, which="major", alpha=0.3)
         axes.legend(fontsize=8)
         figure.tight_layout()
-        path = os.path.join(folder, f"attention_forward_D{head_dim}_H{heads}.png")
+        shape = f"_D{head_dim}_H{heads}" if paths else ""
+        path = os.path.join(folder, f"{direction}_time{shape}.png")
         figure.savefig(path)
         plt.close(figure)
         paths.append(path)

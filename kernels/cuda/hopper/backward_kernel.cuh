@@ -1,0 +1,99 @@
+// The Hopper backward kernels and their launch. Instantiated once a dtype and head_dim.
+#ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_BACKWARD_KERNEL_CUH_
+#define FLASHBIAS_KERNELS_CUDA_HOPPER_BACKWARD_KERNEL_CUH_
+
+#include <algorithm>
+#include <atomic>
+
+#include "kernels/cuda/hopper/backward_consumer.cuh"
+#include "kernels/cuda/hopper/backward_producer.cuh"
+
+namespace flashbias::cuda::hopper {
+
+template <typename L>
+__device__ void InitBackwardBarriers(uint32_t base) {
+  for (int stage = 0; stage < L::kStages; ++stage) {
+    MbarrierInit(L::StatsFull(base, stage), 1);
+    MbarrierInit(L::TileFull(base, stage), L::kDkDv ? 2 : 1);
+    MbarrierInit(L::TileEmpty(base, stage), 4 * L::kConsumers);
+  }
+  for (int buffer = 0; buffer < L::kBuffers; ++buffer) {
+    // The loads' expectation, and the description.
+    MbarrierInit(L::ItemFull(base, buffer), 2);
+    MbarrierInit(L::ItemEmpty(base, buffer), 4 * L::kConsumers + (L::kDkDv ? 1 : 0));
+  }
+  MbarrierInitFence();
+}
+
+template <typename Element, int kHeadDim, BackwardPass kPass, bool kSlopeGradient>
+__global__ void __launch_bounds__(BackwardLayout<kHeadDim, kPass>::kThreads, 1)
+    BackwardKernel(const __grid_constant__ BackwardParams params) {
+  using L = BackwardLayout<kHeadDim, kPass>;
+  // Uniform over the warp, and the compiler knows it.
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
+  if (threadIdx.x == 0) InitBackwardBarriers<L>(SharedAddress(SharedMemory()));
+  __syncthreads();
+  if (warpgroup == L::kConsumers) {
+    ShrinkRegisters<L::kProducerRegisters>();
+    const int warp = threadIdx.x % kWarpgroupThreads / 32;
+    if (warp == 0) {
+      BackwardProducer<Element, kHeadDim, kPass>(params).Run();
+    } else if (L::kDkDv && warp == 1) {
+      ShiftWriter<Element, kHeadDim>().Run();
+    }
+  } else {
+    GrowRegisters<L::kConsumerRegisters>();
+    BackwardConsumer<Element, kHeadDim, kPass, kSlopeGradient>(warpgroup).Run();
+  }
+}
+
+template <typename Element, int kHeadDim, BackwardPass kPass, bool kSlopeGradient>
+cudaError_t LaunchPass(const BackwardParams& params, int num_sms, cudaStream_t stream) {
+  using L = BackwardLayout<kHeadDim, kPass>;
+  const int num_items = L::kDkDv ? params.num_kv_items : params.num_q_items;
+  if (num_items == 0) return cudaSuccess;
+  auto* const kernel = BackwardKernel<Element, kHeadDim, kPass, kSlopeGradient>;
+  static std::atomic<uint64_t> configured{0};  // a bit a device
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((configured.load(std::memory_order_acquire) & bit) == 0) {
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    // The consumers would wait for ever for registers that the launch does not bring.
+    if (attributes.numRegs != L::kLaunchRegisters) return cudaErrorInvalidKernelImage;
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes);
+    if (error != cudaSuccess) return error;
+    configured.fetch_or(bit, std::memory_order_release);
+  }
+  // Blocks of this launch may start when those of the one before have no more to do.
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(std::min(num_items, num_sms));
+  config.blockDim = dim3(L::kThreads);
+  config.dynamicSmemBytes = L::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+template <typename Element, int kHeadDim>
+cudaError_t LaunchPasses(const BackwardParams& params, bool wants_dslopes, int num_sms,
+                         cudaStream_t stream) {
+  const cudaError_t error =
+      LaunchPass<Element, kHeadDim, BackwardPass::kDkDv, false>(params, num_sms, stream);
+  if (error != cudaSuccess) return error;
+  return wants_dslopes
+             ? LaunchPass<Element, kHeadDim, BackwardPass::kDq, true>(params, num_sms, stream)
+             : LaunchPass<Element, kHeadDim, BackwardPass::kDq, false>(params, num_sms, stream);
+}
+
+}  // namespace flashbias::cuda::hopper
+
+#endif  // FLASHBIAS_KERNELS_CUDA_HOPPER_BACKWARD_KERNEL_CUH_

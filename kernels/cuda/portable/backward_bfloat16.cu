@@ -1,0 +1,8 @@
+#include "kernels/cuda/portable/launch_backward.cuh"
+
+namespace flashbias::cuda::portable {
+
+template cudaError_t LaunchBackwardOf<__nv_bfloat16>(const BackwardParams&, int, bool,
+                                                     cudaStream_t);
+
+}  // namespace flashbias::cuda::portable
