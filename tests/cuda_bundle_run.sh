@@ -48,6 +48,7 @@ small_sweep() {
         'HeadDims/*d33_*:HeadDims/*d128_*:ScalesAndInputs/*byte_offset_3_*:HeadGroups/*h8_kv2_*:' \
         'Slopes/*kind6_*:Offsets/*million*:UnequalLengths/*q5_kv1000*' | tr -d ' '
       ;;
+    cuda_backend_gradient_test) echo '*PackedSequences:*RowsWithoutKeys:*NothingAtAll:*LowRank' ;;
     cuda_backend_edge_test) echo '*LowRankBiasThatHidesKeys:*RowsWithoutKeys*:*SteepestSlopes' ;;
     cuda_backend_equivalence_test) echo '*ABatchNeverChangesAnAnswer' ;;
     cuda_skip_promise_test) echo 'SkipStats.MoreEpsSkipsMore:SkipPromise.HoldsForSixteenBitInputs' ;;

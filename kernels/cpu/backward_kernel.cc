@@ -548,7 +548,9 @@ HWY_INLINE ColumnRange DescribeGroup(const BackwardRun& run, size_t first_row, i
     earliest_end = std::min(earliest_end, values.end[n]);
   }
   ColumnRange range{.begin = static_cast<size_t>(begin), .end = static_cast<size_t>(end)};
-  range.masked = latest_begin > static_cast<float>(range.begin / kPanel * kPanel) ||
+  // Whole panels are computed, so a range that ends inside one is masked too.
+  const size_t panels_begin = range.begin / kPanel * kPanel;
+  range.masked = latest_begin > static_cast<float>(panels_begin) ||
                  earliest_end < static_cast<float>(RoundUp(range.end, kPanel));
   return range;
 }

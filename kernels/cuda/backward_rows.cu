@@ -12,7 +12,7 @@ namespace {
 
 // A block reads 64 rows of as many heads as a warp reads in one go, 16 bytes a lane: query rows of
 // q, o and d_o, or (fp16) value rows.
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRowsPerWarp = kLimitRows / kWarps;
 constexpr int kMaxSliceHeads = 32;
@@ -31,11 +31,24 @@ struct RowBound {
   int right;
 };
 
-// Eight elements of a row from `column` on, zero from head_dim on; any alignment.
-template <typename T>
-__device__ uint4 LoadPiece(const void* row, int column, int head_dim, bool aligned) {
-  const auto* const at = static_cast<const unsigned char*>(row) + 2 * column;
-  if (aligned && column + 8 <= head_dim) return __ldg(reinterpret_cast<const uint4*>(at));
+// What a lane reads of a row.
+struct RowPiece {
+  uint4 q;
+  uint4 o;
+  uint4 d_o;
+  float lse;
+};
+
+// Eight elements of a row from `column` on. Rows that are packed are padded with zeros.
+__device__ uint4 LoadPiece(const void* tensor, int64_t row_begin, int column) {
+  return __ldg(
+      reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(tensor) + row_begin + column));
+}
+
+// The same of a row of any alignment and head_dim, zero from head_dim on.
+__device__ uint4 LoadUnalignedPiece(const void* tensor, int64_t row_begin, int column,
+                                    int head_dim) {
+  const auto* const at = static_cast<const unsigned char*>(tensor) + 2 * (row_begin + column);
   uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -178,34 +191,43 @@ __device__ void QueryRows(const BackwardParams& params, const BackwardSequence& 
   const bool bounded = sequence.limits != nullptr;
   float largest = 0;  // |d_o|^2
 
-#pragma unroll 2
+  // All loads before anything is done with them.
+  const int warp_row = tile * kLimitRows + warp * kRowsPerWarp;
+  RowPiece pieces[kRowsPerWarp];
+#pragma unroll
   for (int n = 0; n < kRowsPerWarp; ++n) {
-    const int row_in_tile = warp * kRowsPerWarp + n;
-    const int row = tile * kLimitRows + row_in_tile;
-    uint4 q = make_uint4(0, 0, 0, 0);
-    uint4 o = q;
-    uint4 d_o = q;
-    const bool exists = row < s.q_len;
-    const int64_t vector = int64_t{exists ? row : 0} * s.num_q_heads + head;
-    if (exists && active) {
-      const auto* const d_o_row =
-          static_cast<const uint16_t*>(sequence.d_o) + vector * s.q_head_stride;
-      d_o = LoadPiece<T>(d_o_row, column, s.head_dim, true);
-      o = LoadPiece<T>(static_cast<const unsigned char*>(sequence.o) + vector * s.head_dim * 2,
-                       column, s.head_dim, aligned);
-      if (bounded) {
-        q = LoadPiece<T>(static_cast<const uint16_t*>(s.q) + vector * s.q_head_stride, column,
-                         s.head_dim, true);
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    const bool exists = warp_row + n < s.q_len;
+    const int64_t vector = int64_t{exists ? warp_row + n : 0} * s.num_q_heads + head;
+    const int64_t begin = vector * s.q_head_stride;
+    RowPiece& piece = pieces[n];
+    piece.d_o = exists && active ? LoadPiece(sequence.d_o, begin, column) : zero;
+    piece.q = exists && active && bounded ? LoadPiece(s.q, begin, column) : zero;
+    piece.o =
+        exists && active && aligned ? LoadPiece(sequence.o, vector * s.head_dim, column) : zero;
+    piece.lse = exists ? __ldg(s.lse + vector) : -INFINITY;
+  }
+  if (!aligned) {
+    for (int n = 0; n < kRowsPerWarp; ++n) {
+      const int64_t vector = int64_t{warp_row + n} * s.num_q_heads + head;
+      if (warp_row + n < s.q_len && active) {
+        pieces[n].o = LoadUnalignedPiece(sequence.o, vector * s.head_dim, column, s.head_dim);
       }
     }
-    const float lse = exists ? s.lse[vector] : -INFINITY;
+  }
+
+#pragma unroll
+  for (int n = 0; n < kRowsPerWarp; ++n) {
+    const int row_in_tile = warp * kRowsPerWarp + n;
+    const int row = warp_row + n;
+    const auto& [q, o, d_o, lse] = pieces[n];
     const float delta = SumOfLanes(Dot<T>(o, d_o), lanes);
     const float d_o_square = SumOfLanes(Dot<T>(d_o, d_o), lanes);
     largest = fmaxf(largest, d_o_square <= FLT_MAX ? d_o_square : INFINITY);
     const float q_square = bounded ? SumOfLanes(Dot<T>(q, q), lanes) : 0.0f;
 
     const portable::KeyRange keys = portable::AdmittedKeys(s, row, row);
-    const bool has_keys = exists && !keys.empty() && lse != -INFINITY;
+    const bool has_keys = row < s.q_len && !keys.empty() && lse != -INFINITY;
     float relative = INFINITY;
     RowBound bound{0, INFINITY, 0, 0};
     if (has_keys) {
@@ -268,15 +290,16 @@ __device__ void ValueRows(const BackwardSequence& sequence, int tile, int slice_
   const bool active = head_in_slice < heads && column < s.head_dim;
   const int head = first_head + min(head_in_slice, heads - 1);
   float largest = 0;
-#pragma unroll 4
+  uint4 pieces[kRowsPerWarp];
+#pragma unroll
   for (int n = 0; n < kRowsPerWarp; ++n) {
     const int row = tile * kLimitRows + warp * kRowsPerWarp + n;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (row < s.kv_len && active) {
-      const int64_t vector = int64_t{row} * s.num_kv_heads + head;
-      v = LoadPiece<T>(static_cast<const uint16_t*>(s.v) + vector * s.kv_head_stride, column,
-                       s.head_dim, true);
-    }
+    const int64_t vector = int64_t{row} * s.num_kv_heads + head;
+    pieces[n] = row < s.kv_len && active ? LoadPiece(s.v, vector * s.kv_head_stride, column)
+                                         : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (const uint4& v : pieces) {
     const float square = SumOfLanes(Dot<T>(v, v), lanes);
     largest = fmaxf(largest, square <= FLT_MAX ? square : INFINITY);
   }
@@ -286,7 +309,7 @@ __device__ void ValueRows(const BackwardSequence& sequence, int tile, int slice_
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     BackwardRowsKernel(const __grid_constant__ BackwardParams params,
                        const __grid_constant__ BackwardRowsParams rows) {
   __shared__ RowBound bounds[kMaxSliceHeads][kLimitRows];

@@ -1,11 +1,14 @@
 // What a batch, a neighbour, an address or a repetition may change in gradients (nothing), and what
 // skipping and the form of a bias may change (little).
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/reference/reference_gradients.h"
 #include "tests/kernels/backend_under_test.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare_gradients.h"
@@ -128,6 +131,16 @@ double RelativeDifference(DType dtype, const void* a, const void* b, int64_t ele
   return std::sqrt(difference / norm);
 }
 
+double RelativeDifference(const std::vector<double>& a, const std::vector<double>& b) {
+  double difference = 0;
+  double norm = 0;
+  for (size_t n = 0; n < b.size(); ++n) {
+    difference += (a[n] - b[n]) * (a[n] - b[n]);
+    norm += b[n] * b[n];
+  }
+  return std::sqrt(difference / norm);
+}
+
 // What is left out is counted, is not little, and is not seen in any gradient.
 TEST(GradientEquivalence, SkippingLeavesOutTilesAndNoGradient) {
   for (const bool causal : {true, false}) {
@@ -155,6 +168,63 @@ TEST(GradientEquivalence, SkippingLeavesOutTilesAndNoGradient) {
     EXPECT_LE(RelativeDifference(dtype, a.dk, b.dk, dense.kv_elements()), limit);
     EXPECT_LE(RelativeDifference(dtype, a.dv, b.dv, dense.kv_elements()), limit);
     EXPECT_LE(RelativeDifference(DType::kFloat32, a.dslopes, b.dslopes, dense.num_slopes()), limit);
+  }
+}
+
+// Two problems, each with some of the keys and with o and lse over all of them, as they are after
+// the partial results of several devices were merged.
+TEST(GradientEquivalence, ShardsOfKeysAddUp) {
+  constexpr int64_t kLength = 300;
+  constexpr int64_t kSplit = 130;
+  for (const DType dtype : SharpestDTypes()) {
+    AttentionCase c;
+    c.direction = Direction::kBackward;
+    c.dtype = dtype;
+    c.sequences = {{.q_len = kLength, .kv_len = kLength}};
+    OwnedProblem whole = Materialise(c);
+    const ReferenceGradients expected = ComputeReferenceGradients(whole.problem());
+    const int64_t row = int64_t{c.num_kv_heads} * c.head_dim;
+    std::vector<double> dq(expected.dq.size());
+    std::vector<double> dslopes(expected.dslopes.size());
+    std::vector<double> dk;
+    std::vector<double> dv;
+    for (const auto& [begin, end] : {std::pair{int64_t{0}, kSplit}, std::pair{kSplit, kLength}}) {
+      AttentionCase part = c;
+      part.sequences = {
+          {.q_len = kLength, .kv_len = end - begin, .query_start = 0, .key_start = begin}};
+      OwnedProblem shard = Materialise(part);
+      const auto copy = [&](const void* from, int64_t first, void* to, int64_t elements) {
+        for (int64_t n = 0; n < elements; ++n) {
+          StoreElement(dtype, to, n, LoadElement(dtype, from, first + n));
+        }
+      };
+      copy(whole.q(), 0, shard.q(), whole.q_elements());
+      copy(whole.d_o(), 0, shard.d_o(), whole.q_elements());
+      copy(whole.o_input(), 0, shard.o_input(), whole.q_elements());
+      copy(whole.k(), begin * row, shard.k(), (end - begin) * row);
+      copy(whole.v(), begin * row, shard.v(), (end - begin) * row);
+      std::copy_n(whole.lse_input(), whole.lse_elements(), shard.lse_input());
+      ASSERT_TRUE(support::RunAndWait(BackendUnderTest(), shard).ok());
+      const Gradients& g = shard.problem().gradients;
+      for (size_t n = 0; n < dq.size(); ++n) {
+        dq[n] += static_cast<double>(LoadElement(dtype, g.dq, static_cast<int64_t>(n)));
+      }
+      for (size_t n = 0; n < dslopes.size(); ++n) dslopes[n] += static_cast<double>(g.dslopes[n]);
+      for (int64_t n = 0; n < (end - begin) * row; ++n) {
+        dk.push_back(static_cast<double>(LoadElement(dtype, g.dk, n)));
+        dv.push_back(static_cast<double>(LoadElement(dtype, g.dv, n)));
+      }
+    }
+    const double limit = 2 * support::GradientLimit(dtype);
+    EXPECT_LE(RelativeDifference(dq, expected.dq), limit) << Name(dtype);
+    EXPECT_LE(RelativeDifference(dk, expected.dk), limit) << Name(dtype);
+    EXPECT_LE(RelativeDifference(dv, expected.dv), limit) << Name(dtype);
+    // Rounding of o meets distances of the farther keys, here some 100.
+    const double floor = 100 * std::sqrt(double{kLength}) * support::RelativeErrorLimit(dtype);
+    for (size_t n = 0; n < dslopes.size(); ++n) {
+      EXPECT_NEAR(dslopes[n], expected.dslopes[n], limit * std::fabs(expected.dslopes[n]) + floor)
+          << Name(dtype);
+    }
   }
 }
 

@@ -39,6 +39,7 @@ AttentionCase Case(int64_t q_len, int64_t kv_len) {
 // An address that is never read, `offset` bytes after an aligned one.
 template <typename T>
 T* Address(int number, int offset = 0) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
   return reinterpret_cast<T*>((uintptr_t{1} << 40) * number + offset);
 }
 
@@ -172,6 +173,7 @@ void ExpectItemsCoverEverything(const BackwardPlan& plan,
   const bool hopper = plan.family() == KernelFamily::kHopper;
   const auto expect = [&](absl::Span<const WorkItem> items, int step, bool keys) {
     std::vector<std::vector<int>> covered;  // [sequence][row * heads + head]
+    covered.reserve(sequences.size());
     for (const auto& [p, s] : sequences) {
       covered.emplace_back(keys ? s.kv_len * p->num_kv_heads : s.q_len * p->num_q_heads);
     }

@@ -40,6 +40,13 @@ AttentionCase Case(int64_t length, uint64_t seed = 1) {
   return c;
 }
 
+// Small: its o and lse are the reference's.
+AttentionCase BackwardCase(uint64_t seed) {
+  AttentionCase c = support::RandomCase(seed);
+  c.direction = Direction::kBackward;
+  return Served(c);
+}
+
 absl::StatusOr<ProblemStats> RunPinned(const PinnedProblem& pinned) {
   const auto stats =
       support::RunAndWait(BackendUnderTest(), absl::MakeConstSpan(&pinned.problem(), 1));
@@ -48,8 +55,9 @@ absl::StatusOr<ProblemStats> RunPinned(const PinnedProblem& pinned) {
 }
 
 TEST(CudaProduction, WhereTensorsLieChangesNoBit) {
-  for (uint64_t seed = 0; seed < 24; ++seed) {
-    const AttentionCase c = Served(support::BigRandomCase(seed));
+  for (uint64_t seed = 0; seed < 36; ++seed) {
+    const AttentionCase c =
+        seed % 3 == 1 ? BackwardCase(seed) : Served(support::BigRandomCase(seed));
     const OwnedProblem owned = Materialise(c);
     const PinnedProblem pinned(BackendUnderTest().host_allocator(), owned);
     const absl::StatusOr<ProblemStats> stats = RunPinned(pinned);
@@ -63,8 +71,9 @@ TEST(CudaProduction, InputsThatArriveByAndByChangeNoBit) {
   std::vector<AttentionCase> cases;
   std::vector<std::string> expected;
   for (uint64_t seed = 0; seed < 12; ++seed) {
-    cases.push_back(seed % 2 == 0 ? Case(2000 + 700 * static_cast<int64_t>(seed), seed)
-                                  : Served(support::BigRandomCase(seed)));
+    cases.push_back(seed % 2 == 0   ? Case(2000 + 700 * static_cast<int64_t>(seed), seed)
+                    : seed % 4 == 1 ? BackwardCase(seed)
+                                    : Served(support::BigRandomCase(seed)));
     cases.back().byte_offset = 0;
     expected.push_back(OutputBytesOf(BackendUnderTest(), cases.back()));
   }
@@ -125,7 +134,7 @@ TEST(CudaProduction, ManyCallersGetTheirOwnAnswers) {
   std::vector<AttentionCase> cases;
   std::vector<std::string> expected;
   for (uint64_t seed = 0; seed < kCases; ++seed) {
-    cases.push_back(Served(support::BigRandomCase(seed)));
+    cases.push_back(seed % 3 == 1 ? BackwardCase(seed) : Served(support::BigRandomCase(seed)));
     expected.push_back(OutputBytesOf(BackendUnderTest(), cases.back()));
   }
   std::vector<std::thread> threads;
