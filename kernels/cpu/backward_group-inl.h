@@ -103,17 +103,19 @@ HWY_INLINE void ComputeProbabilities(const float* HWY_RESTRICT rows, size_t rank
   }
 }
 
-// Sums of a row's dS and of dS times the distance relative to the reference.
-struct SlopeSums {
-  alignas(64) float plain[kGroupRows * kLanes];
-  alignas(64) float distance[kGroupRows * kLanes];
+// Of a row's columns, what the gradient of the bias is made of. Distances are relative to the
+// reference.
+struct BiasSums {
+  alignas(64) float excess[kGroupRows * kLanes];             // sum_j dS
+  alignas(64) float distance[kGroupRows * kLanes];           // ALiBi: sum_j dS |i - j|
+  alignas(64) float probable_distance[kGroupRows * kLanes];  // ALiBi: sum_j P |i - j|
 };
 
-// ws.d_logit = ws.p (product - delta); adds to `slope_sums` unless it is null.
-template <BackwardPass kPass, ScoreBias kBias, bool kSlopes>
+// ws.d_logit = ws.p (product - delta); adds to `bias_sums` unless it is null.
+template <BackwardPass kPass, ScoreBias kBias, bool kBiasSums>
 HWY_INLINE void ComputeScoreGradients(const float* HWY_RESTRICT rows, size_t head_dim,
                                       const ColumnRange& range, const QueryValues& queries,
-                                      SlopeSums* HWY_RESTRICT slope_sums, BackwardWorkspace& ws) {
+                                      BiasSums* HWY_RESTRICT bias_sums, BackwardWorkspace& ws) {
   const Floats d;
   for (size_t column = range.begin / kPanel * kPanel; column < range.end; column += kPanel) {
     Vec acc[kGroupRows][2];
@@ -126,12 +128,16 @@ HWY_INLINE void ComputeScoreGradients(const float* HWY_RESTRICT rows, size_t hea
         const Vec p = hn::Load(d, ws.p.get() + r * kColumnTile + at);
         const Vec d_logit = hn::Mul(p, hn::Sub(acc[r][v], ValueOf<kPass>(queries.delta, r, at)));
         hn::Store(d_logit, d, ws.d_logit.get() + r * kColumnTile + at);
-        if constexpr (kSlopes) {
-          const Vec distance = DistanceOf<kPass, kBias>(queries, r, at, KeyOf<kPass>(0, r, at));
-          float* HWY_RESTRICT plain = slope_sums->plain + r * kLanes;
-          float* HWY_RESTRICT weighted = slope_sums->distance + r * kLanes;
-          hn::Store(hn::Add(hn::Load(d, plain), d_logit), d, plain);
-          hn::Store(hn::MulAdd(d_logit, distance, hn::Load(d, weighted)), d, weighted);
+        if constexpr (kBiasSums) {
+          float* HWY_RESTRICT excess = bias_sums->excess + r * kLanes;
+          hn::Store(hn::Add(hn::Load(d, excess), d_logit), d, excess);
+          if constexpr (kBias == ScoreBias::kAlibiLeft || kBias == ScoreBias::kAlibiTwoSided) {
+            const Vec distance = DistanceOf<kPass, kBias>(queries, r, at, KeyOf<kPass>(0, r, at));
+            float* HWY_RESTRICT weighted = bias_sums->distance + r * kLanes;
+            float* HWY_RESTRICT probable = bias_sums->probable_distance + r * kLanes;
+            hn::Store(hn::MulAdd(d_logit, distance, hn::Load(d, weighted)), d, weighted);
+            hn::Store(hn::MulAdd(p, distance, hn::Load(d, probable)), d, probable);
+          }
         }
       }
     }
@@ -171,13 +177,13 @@ HWY_INLINE void AddProduct(const float* HWY_RESTRICT weights, const float* HWY_R
   }
 }
 
-// Rows [first_row, first_row + kGroupRows) of the block against the tile in `ws`. `slope_sums` may
+// Rows [first_row, first_row + kGroupRows) of the block against the tile in `ws`. `bias_sums` may
 // be null.
 template <BackwardPass kPass, ScoreBias kBias>
 HWY_INLINE void ComputeBackwardGroup(size_t first_row, size_t rank, size_t head_dim,
                                      bool want_factors, const ColumnRange& range,
                                      const QueryValues& queries, float neg_slope,
-                                     SlopeSums* slope_sums, BackwardWorkspace& ws) {
+                                     BiasSums* bias_sums, BackwardWorkspace& ws) {
   const float* score_rows = ws.score_rows.get() + first_row * (rank + head_dim);
   const float* gradient_rows = ws.gradient_rows.get() + first_row * head_dim;
   if (range.masked) {
@@ -187,9 +193,9 @@ HWY_INLINE void ComputeBackwardGroup(size_t first_row, size_t rank, size_t head_
     ComputeProbabilities<kPass, kBias, false>(score_rows, rank, head_dim, range, queries, first_row,
                                               neg_slope, ws);
   }
-  if (kPass == BackwardPass::kQueries && slope_sums != nullptr) {
+  if (kPass == BackwardPass::kQueries && bias_sums != nullptr) {
     ComputeScoreGradients<kPass, kBias, kPass == BackwardPass::kQueries>(
-        gradient_rows, head_dim, range, queries, slope_sums, ws);
+        gradient_rows, head_dim, range, queries, bias_sums, ws);
   } else {
     ComputeScoreGradients<kPass, kBias, false>(gradient_rows, head_dim, range, queries, nullptr,
                                                ws);
@@ -204,6 +210,10 @@ HWY_INLINE void ComputeBackwardGroup(size_t first_row, size_t rank, size_t head_
   if (want_factors) {
     AddProduct(ws.d_logit.get(), ws.factor_panels.get(), range, rank,
                ws.factor_sums.get() + first_row * RoundUp(rank, kLanes));
+    if constexpr (kPass == BackwardPass::kQueries) {
+      AddProduct(ws.p.get(), ws.factor_panels.get(), range, rank,
+                 ws.probable_factors.get() + first_row * RoundUp(rank, kLanes));
+    }
   }
 }
 

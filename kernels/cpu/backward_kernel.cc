@@ -279,11 +279,11 @@ HWY_INLINE void DescribeNone(size_t at, QueryValues& values) {
 
 template <BackwardPass kPass>
 HWY_INLINE void ComputeGroupOf(const BackwardRun& run, size_t first_row, const ColumnRange& range,
-                               const QueryValues& queries, float neg_slope, SlopeSums* slope_sums) {
+                               const QueryValues& queries, float neg_slope, BiasSums* bias_sums) {
   const auto compute = [&](auto bias) {
     ComputeBackwardGroup<kPass, decltype(bias)::value>(first_row, run.rank, run.head_dim,
                                                        run.want_factors, range, queries, neg_slope,
-                                                       slope_sums, run.ws);
+                                                       bias_sums, run.ws);
   };
   using std::integral_constant;
   switch (run.problem.bias_kind) {
@@ -314,6 +314,7 @@ HWY_INLINE void ZeroSums(const BackwardRun& run) {
   std::fill_n(run.ws.score_sums.get(), run.num_rows * padded, 0.0f);
   std::fill_n(run.ws.gradient_sums.get(), run.num_rows * padded, 0.0f);
   std::fill_n(run.ws.factor_sums.get(), run.num_rows * RoundUp(run.rank, kLanes), 0.0f);
+  std::fill_n(run.ws.probable_factors.get(), run.num_rows * RoundUp(run.rank, kLanes), 0.0f);
 }
 
 // ---- dk, dv, dphi_k
@@ -555,20 +556,29 @@ HWY_INLINE ColumnRange DescribeGroup(const BackwardRun& run, size_t first_row, i
   return range;
 }
 
-// Adds a group's sums to those of its rows, of which `sums` holds two each.
-HWY_INLINE void AddSlopeSums(const SlopeSums& group, double* HWY_RESTRICT plain,
-                             double* HWY_RESTRICT distance) {
+// BiasSums of the block's rows.
+struct BlockSums {
+  std::array<double, kBlockRows> excess{};
+  std::array<double, kBlockRows> distance{};
+  std::array<double, kBlockRows> probable_distance{};
+};
+
+// Adds a group's sums to those of its rows, the first of which is first_row.
+HWY_INLINE void AddBiasSums(const BiasSums& group, size_t first_row, BlockSums& block) {
   const Floats d;
   const auto sum = [&](const float* lanes) {
     return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Load(d, lanes))));
   };
-  for (int r = 0; r < kGroupRows; ++r) {
-    plain[r] += sum(group.plain + r * kLanes);
-    distance[r] += sum(group.distance + r * kLanes);
+  for (size_t r = 0; r < static_cast<size_t>(kGroupRows); ++r) {
+    block.excess[first_row + r] += sum(group.excess + r * kLanes);
+    block.distance[first_row + r] += sum(group.distance + r * kLanes);
+    block.probable_distance[first_row + r] += sum(group.probable_distance + r * kLanes);
   }
 }
 
-HWY_INLINE void WriteQueryBlock(const BackwardRun& run) {
+// A row's dS sum to 0 but for the rounding of o in delta: what they do sum to is spread over its
+// keys as P is. Large factors, as positions are, would carry it into the result.
+HWY_INLINE void WriteQueryBlock(const BackwardRun& run, const BlockSums& bias_sums) {
   const AttentionProblem& problem = run.problem;
   const QueryRow* rows = run.sequence.RowsOf(run.task.head) + run.task.begin;
   const size_t padded = RoundUp(run.head_dim, kLanes);
@@ -586,6 +596,13 @@ HWY_INLINE void WriteQueryBlock(const BackwardRun& run) {
         sums, run.head_dim, problem.softmax_scale, problem.dtype,
         const_cast<char*>(QueryRowAddress(problem, problem.gradients.dq, row, run.task.head)));
     if (!run.want_factors) continue;
+    if (rows[r].keys.begin < rows[r].keys.end) {
+      const float* HWY_RESTRICT probable = run.ws.probable_factors.get() + r * padded_rank;
+      for (size_t i = 0; i < run.rank; ++i) {
+        factor_sums[i] = static_cast<float>(static_cast<double>(factor_sums[i]) -
+                                            bias_sums.excess[r] * static_cast<double>(probable[i]));
+      }
+    }
     std::memcpy(run.sequence.dphi_q +
                     (row * problem.num_q_heads + run.task.head) * static_cast<int64_t>(run.rank),
                 factor_sums, run.rank * sizeof(float));
@@ -612,8 +629,8 @@ HWY_INLINE void ComputeQueryBlock(const BackwardRun& run, double* slope_sum) {
       run.problem.bias_kind == BiasKind::kAlibi && run.problem.gradients.dslopes != nullptr;
   alignas(64) float centre[kMaxRank] = {};
   QueryValues queries;
-  std::array<double, kBlockRows> plain{};
-  std::array<double, kBlockRows> distance{};
+  const bool want_bias = want_slope || run.want_factors;
+  BlockSums block_sums;
   for (int64_t tile = keys.begin / kKeyTile; tile * kKeyTile < keys.end; ++tile) {
     const int64_t begin = tile * kKeyTile;
     const int64_t end = std::min(begin + kKeyTile, run.shape.kv_len);
@@ -625,20 +642,19 @@ HWY_INLINE void ComputeQueryBlock(const BackwardRun& run, double* slope_sum) {
       packed = true;
       const ColumnRange range = DescribeGroup(run, row, tile, centre, queries);
       if (range.begin >= range.end) continue;
-      SlopeSums slope_sums;
-      if (want_slope) std::memset(&slope_sums, 0, sizeof(slope_sums));
+      BiasSums bias_sums;
+      if (want_bias) std::memset(&bias_sums, 0, sizeof(bias_sums));
       ComputeGroupOf<BackwardPass::kQueries>(run, row, range, queries, neg_slope,
-                                             want_slope ? &slope_sums : nullptr);
-      if (want_slope) AddSlopeSums(slope_sums, &plain[row], &distance[row]);
+                                             want_bias ? &bias_sums : nullptr);
+      if (want_bias) AddBiasSums(bias_sums, row, block_sums);
     }
   }
-  WriteQueryBlock(run);
+  WriteQueryBlock(run, block_sums);
   if (!want_slope) return;
   double sum = 0;
   for (int32_t r = 0; r < task.count; ++r) {
     if (rows[r].keys.begin >= rows[r].keys.end) continue;
-    // The kernel's distances are less that of the reference.
-    sum += distance[r] + plain[r] * static_cast<double>(rows[r].distance);
+    sum += block_sums.distance[r] - block_sums.excess[r] * block_sums.probable_distance[r];
   }
   *slope_sum = sum;
 }

@@ -35,6 +35,7 @@ struct BackwardWorkspace {
         score_sums(hwy::AllocateAligned<float>(kBlockRows * kMaxHeadDim)),
         gradient_sums(hwy::AllocateAligned<float>(kBlockRows * kMaxHeadDim)),
         factor_sums(hwy::AllocateAligned<float>(kBlockRows * kMaxRank)),
+        probable_factors(hwy::AllocateAligned<float>(kBlockRows * kMaxRank)),
         p(hwy::AllocateAligned<float>(kMaxGroupRows * kColumnTile)),
         d_logit(hwy::AllocateAligned<float>(kMaxGroupRows * kColumnTile)),
         row_buffer(hwy::AllocateAligned<float>(4 * kMaxHeadDim)) {}
@@ -44,7 +45,7 @@ struct BackwardWorkspace {
     for (const Floats* floats :
          {&score_rows, &gradient_rows, &score_columns, &gradient_columns, &factor_columns,
           &score_panels, &gradient_panels, &factor_panels, &score_sums, &gradient_sums,
-          &factor_sums, &p, &d_logit, &row_buffer}) {
+          &factor_sums, &probable_factors, &p, &d_logit, &row_buffer}) {
       if (*floats == nullptr) return false;
     }
     return true;
@@ -65,6 +66,7 @@ struct BackwardWorkspace {
   Floats score_sums;
   Floats gradient_sums;
   Floats factor_sums;
+  Floats probable_factors;  // sum_j P phi_k
   // Of one group and the tile, [group rows][kColumnTile].
   Floats p;
   Floats d_logit;

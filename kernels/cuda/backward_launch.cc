@@ -15,7 +15,8 @@ cudaError_t LaunchPasses(const BackwardPlan& plan, cudaStream_t stream) {
   if (family == KernelFamily::kHopper) {
     return hopper::LaunchBackward(params, dtype, padded_head_dim, dslopes, num_sms, stream);
   }
-  return portable::LaunchBackward(params, dtype, padded_head_dim, low_rank, num_sms, stream);
+  return portable::LaunchBackward(params, dtype, padded_head_dim, low_rank, dslopes, num_sms,
+                                  stream);
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ namespace {
 using support::AttentionCase;
 using support::Describe;
 using support::GoldenGradients;
+using support::GradientError;
 using support::InputKind;
 using support::kGradientBudget;
 using support::MatchesReferenceGradients;
@@ -46,6 +47,26 @@ void ExpectGradients(const AttentionCase& forward, double slack = 0,
   const absl::StatusOr<ProblemStats> stats = support::RunAndWait(BackendUnderTest(), owned);
   ASSERT_TRUE(stats.ok()) << stats.status() << " " << Describe(c);
   EXPECT_TRUE(MatchesReferenceGradients(owned, slack, budget)) << Describe(c);
+}
+
+// ALiBi as <(-slope i, slope), (1, j)> in fp32, positions counted from `start` on.
+OwnedProblem MaterialiseAlibiAsFactors(AttentionCase c, int64_t start, float slope) {
+  c.bias = BiasKind::kLowRank;
+  c.rank = 2;
+  c.phi_q_per_head = c.phi_k_per_head = false;
+  OwnedProblem owned = Materialise(Backward(c));
+  const auto fill = [&](void* factors, int64_t rows, float constant, float per_position,
+                        bool of_q) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const float position = per_position * static_cast<float>(start + row);
+      StoreElement(DType::kFloat32, factors, 2 * row, of_q ? position : constant);
+      StoreElement(DType::kFloat32, factors, 2 * row + 1, of_q ? constant : position);
+    }
+  };
+  fill(owned.phi_q(), owned.problem().total_q, slope, -slope, true);
+  fill(owned.phi_k(), owned.problem().total_kv, 1, 1, false);
+  owned.SetForwardResults();
+  return owned;
 }
 
 TEST(BackendGradient, GoldenVectors) {
@@ -192,6 +213,33 @@ TEST(BackendGradient, LowRank) {
         c.byte_offset = rank;
         c.sequences = {{.q_len = 100, .kv_len = 130}, {.q_len = 20, .kv_len = 7}};
         ExpectGradients(c);
+      }
+    }
+  }
+}
+
+// A row's dS sum to 0 but for the rounding of o, from which <d_o, o> comes. Factors that are
+// positions must not carry that into the result.
+TEST(BackendGradient, AlibiAsFactorsOfFarPositions) {
+  const int64_t length = support::kSlowBuild ? 200 : 512;
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    for (const int64_t start : {0, 4000, -4000}) {
+      for (const float slope : {0.004f, 0.03f, 0.25f}) {
+        AttentionCase c;
+        c.dtype = dtype;
+        c.num_kv_heads = 1;
+        c.sequences = {{.q_len = length, .kv_len = length}};
+        OwnedProblem owned = MaterialiseAlibiAsFactors(c, start, slope);
+        ASSERT_TRUE(support::RunAndWait(BackendUnderTest(), owned).ok());
+        ASSERT_EQ(owned.CheckOutputs(), "");
+        for (const GradientError& error : support::CompareGradients(owned.problem())) {
+          const bool of_bias = error.name == "dphi_q" || error.name == "dphi_k";
+          const double limit =
+              of_bias ? support::BiasGradientLimit(dtype) : support::GradientLimit(dtype);
+          EXPECT_LE(error.error, limit * error.norm)
+              << Name(dtype) << " " << error.name << " from " << start << ", slope " << slope
+              << ": relative error " << error.error / error.norm;
+        }
       }
     }
   }

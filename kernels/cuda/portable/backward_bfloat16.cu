@@ -2,7 +2,7 @@
 
 namespace flashbias::cuda::portable {
 
-template cudaError_t LaunchBackwardOf<__nv_bfloat16>(const BackwardParams&, int, bool,
+template cudaError_t LaunchBackwardOf<__nv_bfloat16>(const BackwardParams&, int, QueryKind,
                                                      cudaStream_t);
 
 }  // namespace flashbias::cuda::portable

@@ -2,15 +2,18 @@
 
 namespace flashbias::cuda::portable {
 
-template cudaError_t LaunchBackwardOf<__half>(const BackwardParams&, int, bool, cudaStream_t);
+template cudaError_t LaunchBackwardOf<__half>(const BackwardParams&, int, QueryKind, cudaStream_t);
 
 cudaError_t LaunchBackward(const BackwardParams& params, DType dtype, int padded_head_dim,
-                           bool low_rank, int /*num_sms*/, cudaStream_t stream) {
+                           bool low_rank, bool dslopes, int /*num_sms*/, cudaStream_t stream) {
+  const QueryKind kind = low_rank  ? QueryKind::kLowRank
+                         : dslopes ? QueryKind::kSlopeGradient
+                                   : QueryKind::kPlain;
   switch (dtype) {
     case DType::kFloat16:
-      return LaunchBackwardOf<__half>(params, padded_head_dim, low_rank, stream);
+      return LaunchBackwardOf<__half>(params, padded_head_dim, kind, stream);
     case DType::kBFloat16:
-      return LaunchBackwardOf<__nv_bfloat16>(params, padded_head_dim, low_rank, stream);
+      return LaunchBackwardOf<__nv_bfloat16>(params, padded_head_dim, kind, stream);
     case DType::kFloat32:
       break;
   }

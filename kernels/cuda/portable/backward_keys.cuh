@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/backward_params.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/gradient_scale.cuh"
 #include "kernels/cuda/portable/backward_low_rank.cuh"
 #include "kernels/cuda/portable/backward_tile.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
@@ -30,6 +31,8 @@ struct KeyPass {
   static constexpr bool kKeysInRegisters = kHeadDim < 128;
   static constexpr int kStages = kHeadDim == 128 && kLowRank ? 1 : 2;
   static constexpr int kColumns = 16;  // queries whose scores are computed at a time
+  // Queries whose weights are kept until they are multiplied.
+  static constexpr int kPart = kHeadDim == 128 && !kLowRank ? 32 : kTileRows;
   static constexpr int kBlocksPerSm = kHeadDim == 32 && !kLowRank ? 3 : 2;
   static constexpr int kSharedBytes =
       (2 * kStages + (kKeysInRegisters ? 0 : 2)) * TileLayout<kHeadDim>::kBytes;
@@ -80,9 +83,8 @@ class KeyItemRun {
  private:
   using Pass = KeyPass<kHeadDim, kLowRank>;
   using Layout = TileLayout<kHeadDim>;
-  // In fp16 probabilities are multiplied by a power of two, so that those of rows with many keys
-  // keep their digits.
-  static constexpr int kLog2Scale = std::is_same_v<T, __half> ? 12 : 0;
+  static constexpr int kSteps = Pass::kPart / 16;
+  static constexpr int kLog2Scale = kProbabilityScaleLog2<T>;
 
   // What depends on the query head.
   struct Head {
@@ -101,38 +103,42 @@ class KeyItemRun {
     return QueryTileAt(stage) + Layout::kBytes;
   }
 
-  __device__ void Copy(const QueryTile& tile, int stage) const {
-    const TilePairCopier<kHeadDim> copier(QueriesAndGradients(sequence_), tile.head);
-    copier.Copy(tile.tile, QueryTileAt(stage), GradientTileAt(stage));
+  using Copier = TilePairCopier<kHeadDim>;
+  __device__ void Copy(const Copier& queries, int tile, int stage) const {
+    queries.Copy(tile, QueryTileAt(stage), GradientTileAt(stage));
   }
 
-  // By the first 64 threads, of a row each.
-  __device__ QueryStats MakeStats(const QueryTile& tile, float slope) const {
+  // A row of the first 64 threads each. Loads what StoreStats() is the first to look at.
+  __device__ GradientRow LoadRow(const QueryTile& tile, float slope) const {
     if (threadIdx.x >= kTileRows) return {};
     const int row = tile.tile * kTileRows + static_cast<int>(threadIdx.x);
-    const GradientRow query = MakeGradientRow(sequence_, tile.head, row, slope);
-    return {kLog2Scale - query.stats.lse, -query.stats.delta * ds_factor_,
-            static_cast<float>(query.bends.left - first_key_),
-            forward_.causal != 0 ? INFINITY : static_cast<float>(query.bends.right - first_key_)};
+    return MakeGradientRow(sequence_, tile.head, row, slope);
   }
 
-  __device__ void StoreStats(const QueryStats& stats, int stage) const {
-    if (threadIdx.x < kTileRows) shared_.stats[stage][threadIdx.x] = stats;
+  __device__ void StoreStats(const GradientRow& row, int stage) const {
+    if (threadIdx.x >= kTileRows) return;
+    const bool causal = forward_.causal != 0;
+    shared_.stats[stage][threadIdx.x] = {
+        kLog2Scale - row.stats.lse, -row.stats.delta * ds_factor_,
+        static_cast<float>(row.bends.left - first_key_),
+        causal ? INFINITY : static_cast<float>(row.bends.right - first_key_)};
   }
 
   __device__ void Walk(QueryTiles& tiles, QueryTile tile) {
     scale_ = ToFinite(forward_.softmax_scale * kLog2E);
-    const GradientScale gradient_scale = ScaleOf<T>(sequence_, kv_head_);
-    ds_inverse_ = gradient_scale.inverse;
-    ds_factor_ = gradient_scale.factor * kFromScaled;
+    plain_ = PlainQueryTiles(forward_, first_key_);
+    const int ds_log2 = GradientScaleLog2(sequence_.magnitudes, kv_head_);
+    ds_inverse_ = PowerOfTwo(-ds_log2);
+    ds_factor_ = PowerOfTwo(ds_log2 - kLog2Scale);
 
     // Keys and values that go to registers arrive where the second stage will be.
     const uint32_t keys = Pass::kKeysInRegisters ? QueryTileAt(1) : QueryTileAt(Pass::kStages);
-    const TilePairCopier<kHeadDim> copier(KeysAndValues(forward_), kv_head_);
+    const Copier copier(KeysAndValues(forward_), kv_head_);
     copier.Copy(first_key_ / kTileRows, keys, keys + Layout::kBytes);
-    Copy(tile, 0);
+    Copier queries(QueriesAndGradients(sequence_), tile.head);
+    Copy(queries, tile.tile, 0);
     Head head = MakeHead(forward_, tile.head);
-    StoreStats(MakeStats(tile, head.slope), 0);
+    StoreStats(LoadRow(tile, head.slope), 0);
     WaitForCopies();
     __syncthreads();
     k_.Load(keys);
@@ -145,23 +151,27 @@ class KeyItemRun {
       QueryTile next;
       const bool has_next = tiles.Next(&next);
       Head next_head = head;
-      QueryStats next_stats = {};
+      GradientRow next_row = {};
       if (has_next && next.head != head.head) next_head = MakeHead(forward_, next.head);
+      // At head_dim 128 registers are too short to keep it.
+      if (has_next && (kHeadDim == 128 || next.head != head.head)) {
+        queries = Copier(QueriesAndGradients(sequence_), next.head);
+      }
       if constexpr (Pass::kStages == 2) {
         if (has_next) {
-          Copy(next, stage ^ 1);
-          next_stats = MakeStats(next, next_head.slope);
+          Copy(queries, next.tile, stage ^ 1);
+          next_row = LoadRow(next, next_head.slope);
         }
       }
       ComputeTile(tile, head, stage);
       if (!has_next) break;
       if constexpr (Pass::kStages == 1) {
         __syncthreads();
-        Copy(next, 0);
-        StoreStats(MakeStats(next, next_head.slope), 0);
+        Copy(queries, next.tile, 0);
+        StoreStats(LoadRow(next, next_head.slope), 0);
       } else {
         stage ^= 1;
-        StoreStats(next_stats, stage);
+        StoreStats(next_row, stage);
       }
       WaitForCopies();
       // With two stages also: everyone has finished with the stage that is filled next.
@@ -169,7 +179,7 @@ class KeyItemRun {
       tile = next;
       head = next_head;
     }
-    Multiply(1.0f / kToScaled, dv_);
+    Multiply(PowerOfTwo(-kLog2Scale), dv_);
     Multiply(ds_inverse_, dk_);
   }
 
@@ -193,43 +203,48 @@ class KeyItemRun {
       }
     }
 
-    uint32_t p[4][4];
-    uint32_t ds[4][4];
+    const bool plain = plain_.Contain(first_row);
+    uint32_t p[kSteps][4];
+    uint32_t ds[kSteps][4];
     float ds_sums[2] = {};
-    // Products after these have joined: the compiler would sink their sums to where they do.
-    if (IsPlain(forward_, first_row, first_key_)) {
-      ComputeWeights<false>(first_row, head, stage, bias, constant, p, ds, ds_sums);
-    } else {
-      ComputeWeights<true>(first_row, head, stage, bias, constant, p, ds, ds_sums);
+#pragma unroll 1
+    for (int part = 0; part < kTileRows; part += Pass::kPart) {
+      // Products after these have joined: the compiler would sink their sums to where they do.
+      if (plain) {
+        ComputeWeights<false>(first_row, part, head, stage, bias, constant, p, ds, ds_sums);
+      } else {
+        ComputeWeights<true>(first_row, part, head, stage, bias, constant, p, ds, ds_sums);
+      }
+      AddProduct<T, kHeadDim>(p, GradientTileAt(stage), part, dv_);
+      AddProduct<T, kHeadDim>(ds, QueryTileAt(stage), part, dk_);
     }
-    AddProduct<T, kHeadDim>(p, GradientTileAt(stage), dv_);
-    AddProduct<T, kHeadDim>(ds, QueryTileAt(stage), dk_);
     if constexpr (kLowRank) {
       if (sequence_.dphi_k == nullptr) return;
       const float sums[2] = {QuadSum(ds_sums[0]), QuadSum(ds_sums[1])};
       AddFactorGradient<T>(QueryFactor(forward_), head.head, first_row, ds, sums, ds_inverse_,
-                           shared_.slice, FactorGradientOf(head.head));
+                           shared_.slice, FactorGradientOf(head.head), [](int) {});
     }
   }
 
-  // P and dS of the tile, scaled, as A fragments; low rank: and sums of dS over this lane's
-  // columns.
+  // P and dS of a part of the tile, scaled, as A fragments; low rank: and sums of dS over this
+  // lane's columns.
   template <bool kMasked>
-  __device__ void ComputeWeights(int first_row, const Head& head, int stage,
+  __device__ void ComputeWeights(int first_row, int part, const Head& head, int stage,
                                  const float (&bias)[kLowRank ? 8 : 1][4],
-                                 const float (&constant)[2][2], uint32_t (&p)[4][4],
-                                 uint32_t (&ds)[4][4], float (&ds_sums)[2]) {
-    const uint32_t queries = ColumnAddress<kHeadDim>(QueryTileAt(stage), 0);
-    const uint32_t gradients = ColumnAddress<kHeadDim>(GradientTileAt(stage), 0);
+                                 const float (&constant)[2][2], uint32_t (&p)[kSteps][4],
+                                 uint32_t (&ds)[kSteps][4], float (&ds_sums)[2]) {
+    const uint32_t queries = ColumnAddress<kHeadDim>(QueryTileAt(stage), part);
+    const uint32_t gradients = ColumnAddress<kHeadDim>(GradientTileAt(stage), part);
     // Columns that a masked row admits.
     int first_column[2];
     int last_column[2];
     if constexpr (kMasked) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) AdmittedColumns(first_row, i, first_column[i], last_column[i]);
+      for (int i = 0; i < 2; ++i)
+        AdmittedColumns(first_row + part, i, first_column[i], last_column[i]);
     }
 #pragma unroll
-    for (int column = 0; column < kTileRows; column += Pass::kColumns) {
+    for (int column = 0; column < Pass::kPart; column += Pass::kColumns) {
       float scores[Pass::kColumns / 8][4];
       float dp[Pass::kColumns / 8][4];
       MultiplyRows<T, kHeadDim, Pass::kColumns>(k_, queries + column * Layout::kRowBytes, scores);
@@ -237,7 +252,7 @@ class KeyItemRun {
 #pragma unroll
       for (int n = 0; n < Pass::kColumns / 8; ++n) {
         const int first = column + 8 * n;
-        const QueryStats* stats = &shared_.stats[stage][first + FragmentColumn()];
+        const QueryStats* stats = &shared_.stats[stage][part + first + FragmentColumn()];
         const QueryStats pair[2] = {stats[0], stats[1]};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -322,15 +337,13 @@ class KeyItemRun {
     }
   }
 
-  static constexpr float kToScaled = 1 << kLog2Scale;
-  static constexpr float kFromScaled = 1.0f / kToScaled;
-
   const BackwardSequence& sequence_;
   const SequenceParams& forward_;
   const int first_key_;
   const int kv_head_;
   const uint32_t tiles_;
   KeyItemShared<kLowRank>& shared_;
+  PlainTiles plain_;
   float scale_;       // softmax_scale * log2(e)
   float ds_factor_;   // what dS is multiplied by, for probabilities that are
   float ds_inverse_;  // what brings sums of dS back

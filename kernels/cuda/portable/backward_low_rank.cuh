@@ -13,8 +13,11 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
 #include "kernels/cuda/portable/mma.cuh"
+#include "kernels/cuda/portable/tile_copy.cuh"
 
 namespace flashbias::cuda::portable {
+
+inline constexpr int kMaxFactorRank = 64;
 
 // Where the gradients of a thread's two rows go: [rank] each; null: no such row, or not wanted.
 struct FactorGradient {
@@ -58,12 +61,13 @@ __device__ void SplitWeights(const uint32_t (&weights)[4], uint32_t (&high)[4],
 
 // gradient += unscale * (weights times the factors of 64 columns from `begin` on, of `head`).
 // `weights` are fragments of dS, `weight_sums` their rows' sums over these columns in all lanes.
-// Right after LowRankBias of the same columns, by all threads of the block.
-template <typename T>
+// Right after LowRankBias of the same columns, by all threads of the block. Calls
+// with_slice(column) while the slice from that component on is there.
+template <typename T, typename WithSlice>
 __device__ void AddFactorGradient(const Factor& columns, int head, int begin,
                                   const uint32_t (&weights)[4][4], const float (&weight_sums)[2],
-                                  float unscale, FactorSlice& slice,
-                                  const FactorGradient& gradient) {
+                                  float unscale, FactorSlice& slice, const FactorGradient& gradient,
+                                  WithSlice with_slice) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t offset = PieceOffset(lane % 16, lane / 16);
   for (int column = 0; column < columns.rank; column += kRankSlice) {
@@ -93,6 +97,70 @@ __device__ void AddFactorGradient(const Factor& columns, int head, int begin,
       const float sum =
           fmaf(weight_sums[i], slice.centre[component - column], product[c / 2][2 * i + c % 2]);
       gradient.rows[i][component] = fmaf(sum, unscale, gradient.rows[i][component]);
+    });
+    with_slice(column);
+  }
+}
+
+// Sums over this lane's columns of the weights in fragments.
+template <typename T>
+__device__ void SumRows(const uint32_t (&weights)[4][4], float (&sums)[2]) {
+  sums[0] = sums[1] = 0;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float2 pair = UnpackPair<T>(weights[k][n]);
+      sums[n % 2] += pair.x + pair.y;
+    }
+  }
+}
+
+// Sums of factors over a thread's two rows, in shared memory: [element of ForFactorComponents'
+// order][thread].
+struct FactorSums {
+  float values[kMaxFactorRank / 2][kThreads];
+
+  __device__ float& Of(int column, int i, int c) {
+    return values[column / 2 + 4 * i + c][threadIdx.x];
+  }
+};
+
+__device__ inline void ZeroFactorSums(int rank, FactorSums& sums) {
+  for (int column = 0; column < rank; column += kRankSlice) {
+    ForFactorComponents(column, rank, [&](int i, int c, int) { sums.Of(column, i, c) = 0; });
+  }
+}
+
+// sums += weights times the factors of the slice from `column` on, less accurately than
+// AddFactorGradient. `weights` are fragments in bf16, `weight_sums` as there.
+__device__ inline void AddFactorSums(const uint32_t (&weights)[4][4], const float (&weight_sums)[2],
+                                     int rank, int column, const FactorSlice& slice,
+                                     FactorSums& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const uint32_t address = SharedAddress(slice.pieces[0]) + PieceOffset(lane % 16, lane / 16);
+  float product[2][4] = {};
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t factors[4];
+    LoadMatricesTransposed(factors, address + k * 16 * 32);
+    Mma<__nv_bfloat16>(product[0], weights[k], factors[0], factors[1]);
+    Mma<__nv_bfloat16>(product[1], weights[k], factors[2], factors[3]);
+  }
+  ForFactorComponents(column, rank, [&](int i, int c, int component) {
+    sums.Of(column, i, c) +=
+        fmaf(weight_sums[i], slice.centre[component - column], product[c / 2][2 * i + c % 2]);
+  });
+}
+
+// gradient += factors times sums, of each row.
+__device__ inline void AddTimesFactorSums(const float (&factors)[2], int rank, FactorSums& sums,
+                                          const FactorGradient& gradient) {
+  for (int column = 0; column < rank; column += kRankSlice) {
+    ForFactorComponents(column, rank, [&](int i, int c, int component) {
+      if (gradient.rows[i] == nullptr) return;
+      float& value = gradient.rows[i][component];
+      value = fmaf(factors[i], sums.Of(column, i, c), value);
     });
   }
 }

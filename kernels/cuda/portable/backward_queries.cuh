@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/backward_params.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/gradient_scale.cuh"
 #include "kernels/cuda/portable/backward_low_rank.cuh"
 #include "kernels/cuda/portable/backward_tile.cuh"
 #include "kernels/cuda/portable/low_rank.cuh"
@@ -20,6 +21,13 @@
 
 namespace flashbias::cuda::portable {
 
+// What the pass computes beside dq.
+enum class QueryKind : uint8_t {
+  kPlain,          // nothing
+  kSlopeGradient,  // dslope_partials, which every sequence wants
+  kLowRank,        // the bias is of low rank; dphi_q where a sequence wants it
+};
+
 // What fits into registers and shared memory.
 template <int kHeadDim, bool kLowRank>
 struct QueryPass {
@@ -30,24 +38,28 @@ struct QueryPass {
 };
 
 // Shared memory of an item beside its tiles.
-template <bool kLowRank>
+template <QueryKind kKind>
 struct QueryItemShared {
   float warp_sums[kThreads / 32];
-  std::conditional_t<kLowRank, FactorSlice, char> slice;
+};
+
+template <>
+struct QueryItemShared<QueryKind::kLowRank> {
+  FactorSlice slice;
+  FactorSums probable_factors;
 };
 
 // One item while its block computes it; a thread's view.
-template <typename T, int kHeadDim, bool kLowRank>
+template <typename T, int kHeadDim, QueryKind kKind>
 class QueryItemRun {
  public:
   __device__ QueryItemRun(const BackwardParams& params, const WorkItem& item, char* tiles,
-                          QueryItemShared<kLowRank>& shared)
+                          QueryItemShared<kKind>& shared)
       : sequence_(params.sequences[item.sequence]),
         forward_(sequence_.forward),
         first_row_(item.q_begin),
         head_(item.head),
         kv_head_(item.head / (forward_.num_q_heads / forward_.num_kv_heads)),
-        wants_slope_(!kLowRank && sequence_.dslope_partials != nullptr),
         tiles_(SharedAddress(tiles)),
         shared_(shared) {}
 
@@ -57,13 +69,18 @@ class QueryItemRun {
 #pragma unroll
       for (int i = 0; i < 4; ++i) dq_[n][i] = 0;
     }
-    if constexpr (kLowRank) ZeroFactorGradient(FactorGradientOfRows(), forward_.rank);
+    if constexpr (kLowRank) {
+      ZeroFactorGradient(FactorGradientOfRows(), forward_.rank);
+      ZeroFactorSums(forward_.rank, shared_.probable_factors);
+    }
     const KeyRange keys = KeysOfItem();
     if (!keys.empty()) Walk(keys.first / kTileRows, keys.last / kTileRows);
     Store();
   }
 
  private:
+  static constexpr bool kLowRank = kKind == QueryKind::kLowRank;
+  static constexpr bool kBiasGradient = kKind != QueryKind::kPlain;
   using Pass = QueryPass<kHeadDim, kLowRank>;
   using Layout = TileLayout<kHeadDim>;
 
@@ -94,13 +111,16 @@ class QueryItemRun {
 
   __device__ void PrepareRows() {
     scale_ = ToFinite(forward_.softmax_scale * kLog2E);
-    gradient_scale_ = ScaleOf<T>(sequence_, kv_head_);
+    plain_ = PlainKeyTiles(forward_, first_row_);
+    const int ds_log2 = GradientScaleLog2(sequence_.magnitudes, kv_head_);
+    ds_factor_ = PowerOfTwo(ds_log2);
+    ds_inverse_ = PowerOfTwo(-ds_log2);
     const float slope = SlopeOf(forward_, head_);
     minus_slope_log2_ = -ToFinite(slope * kLog2E);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const GradientRow row = MakeGradientRow(sequence_, head_, first_row_ + FragmentRow(i), slope);
-      rows_[i] = {row.keys, row.bends, -row.stats.lse, -row.stats.delta * gradient_scale_.factor};
+      rows_[i] = {row.keys, row.bends, -row.stats.lse, -row.stats.delta * ds_factor_};
     }
   }
 
@@ -127,8 +147,8 @@ class QueryItemRun {
       __syncthreads();
       stage ^= 1;
     }
-    Multiply(gradient_scale_.inverse, dq_);
-    slope_sum_ *= gradient_scale_.inverse;
+    Multiply(ds_inverse_, dq_);
+    if constexpr (kLowRank) RemoveExcess();
   }
 
   __device__ void ComputeTile(int first_key, int stage) {
@@ -147,27 +167,40 @@ class QueryItemRun {
       }
     }
     uint32_t ds[4][4];
-    float ds_sums[2] = {};
+    uint32_t p[kLowRank ? 4 : 1][4];
+    float p_sums[2] = {};
     // The product after these have joined: the compiler would sink its sums to where they do.
-    if (IsPlain(forward_, first_row_, first_key)) {
-      ComputeWeights<false>(first_key, stage, bias, offset, ds, ds_sums);
+    if (plain_.Contain(first_key)) {
+      ComputeWeights<false>(first_key, stage, bias, offset, ds, p, p_sums);
     } else {
-      ComputeWeights<true>(first_key, stage, bias, offset, ds, ds_sums);
+      ComputeWeights<true>(first_key, stage, bias, offset, ds, p, p_sums);
     }
-    AddProduct<T, kHeadDim>(ds, KeyTileAt(stage), dq_);
+    AddProduct<T, kHeadDim>(ds, KeyTileAt(stage), 0, dq_);
     if constexpr (kLowRank) {
       if (sequence_.dphi_q == nullptr) return;
-      const float sums[2] = {QuadSum(ds_sums[0]), QuadSum(ds_sums[1])};
-      AddFactorGradient<T>(KeyFactor(forward_), head_, first_key, ds, sums, gradient_scale_.inverse,
-                           shared_.slice, FactorGradientOfRows());
+      // Of what is multiplied, so that what rounding takes from dS also belongs to the excess.
+      float ds_sums[2];
+      SumRows<T>(ds, ds_sums);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        ds_sums[i] = QuadSum(ds_sums[i]);
+        p_sums[i] = QuadSum(p_sums[i]);
+        excess_[i] += ds_sums[i];
+      }
+      AddFactorGradient<T>(KeyFactor(forward_), head_, first_key, ds, ds_sums, ds_inverse_,
+                           shared_.slice, FactorGradientOfRows(), [&](int column) {
+                             AddFactorSums(p, p_sums, forward_.rank, column, shared_.slice,
+                                           shared_.probable_factors);
+                           });
     }
   }
 
-  // dS of the tile, scaled, as A fragments; low rank: and its sums over this lane's columns.
+  // dS of the tile, scaled, as A fragments; low rank: P likewise but in bf16, and its sums over
+  // this lane's columns.
   template <bool kMasked>
   __device__ void ComputeWeights(int first_key, int stage, const float (&bias)[kLowRank ? 8 : 1][4],
                                  const float (&offset)[2], uint32_t (&ds)[4][4],
-                                 float (&ds_sums)[2]) {
+                                 uint32_t (&p)[kLowRank ? 4 : 1][4], float (&p_sums)[2]) {
     float left[2];
     float right[2];
     // Columns that a masked row admits.
@@ -211,20 +244,18 @@ class QueryItemRun {
           } else {
             exponent = fmaf(minus_slope_log2_, distance(i, column), offset[i]);
           }
-          const float p = Exp2(fmaf(scale_, scores[n][j], exponent));
-          float value = p * fmaf(dp[n][j], gradient_scale_.factor, rows_[i].minus_delta);
-          if (kMasked && (column < first_column[i] || column > last_column[i])) value = 0;
+          float weight = Exp2(fmaf(scale_, scores[n][j], exponent));
+          float value = weight * fmaf(dp[n][j], ds_factor_, rows_[i].minus_delta);
+          if (kMasked && (column < first_column[i] || column > last_column[i])) weight = value = 0;
+          scores[n][j] = weight;
           dp[n][j] = value;
-          if constexpr (kLowRank) ds_sums[i] += value;
-        }
-      }
-      if (wants_slope_) {
-#pragma unroll
-        for (int n = 0; n < Pass::kColumns / 8; ++n) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            // A row that admits no key in these has dS of 0, and finite distances.
-            slope_sum_ = fmaf(dp[n][j], distance(j / 2, begin + 8 * n + j % 2), slope_sum_);
+          if constexpr (kLowRank) p_sums[i] += weight;
+          if constexpr (kKind == QueryKind::kSlopeGradient) {
+            // Finite even of a row that admits no key.
+            const float d = distance(i, column);
+            excess_[i] += value;
+            distances_[i] = fmaf(value, d, distances_[i]);
+            probable_distances_[i] = fmaf(weight, d, probable_distances_[i]);
           }
         }
       }
@@ -232,8 +263,12 @@ class QueryItemRun {
       for (int n = 0; n < Pass::kColumns / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          ds[(begin / 8 + n) / 2][(begin / 8 + n) % 2 * 2 + i] =
-              PackPair<T>(dp[n][2 * i], dp[n][2 * i + 1]);
+          const int step = (begin / 8 + n) / 2;
+          const int element = (begin / 8 + n) % 2 * 2 + i;
+          ds[step][element] = PackPair<T>(dp[n][2 * i], dp[n][2 * i + 1]);
+          if constexpr (kLowRank) {
+            p[step][element] = PackPair<__nv_bfloat16>(scores[n][2 * i], scores[n][2 * i + 1]);
+          }
         }
       }
     }
@@ -266,18 +301,32 @@ class QueryItemRun {
                                int64_t{row} * forward_.num_q_heads + head_, false,
                                forward_.softmax_scale, i, dq_);
     }
-    if (!wants_slope_) return;
-      // Lanes, then warps, always in this order.
+    if constexpr (kKind == QueryKind::kSlopeGradient) StoreSlopeGradient();
+  }
+
+  __device__ void StoreSlopeGradient() {
+    float sum = 0;
 #pragma unroll
-    for (int lanes = 1; lanes < 32; lanes *= 2) {
-      slope_sum_ += __shfl_xor_sync(~0u, slope_sum_, lanes);
+    for (int i = 0; i < 2; ++i) {
+      sum += distances_[i] - QuadSum(excess_[i]) * probable_distances_[i];
     }
-    if (Lane() == 0) shared_.warp_sums[threadIdx.x / 32] = slope_sum_;
+    // Lanes, then warps, always in this order.
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+    if (Lane() == 0) shared_.warp_sums[threadIdx.x / 32] = sum;
     __syncthreads();
     if (threadIdx.x != 0) return;
     const float* sums = shared_.warp_sums;
     sequence_.dslope_partials[head_ * sequence_.dslope_stride + first_row_ / kTileRows] =
-        (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        ((sums[0] + sums[1]) + (sums[2] + sums[3])) * ds_inverse_;
+  }
+
+  // A row's dS sum to 0 but for the rounding of o in delta, and of dS: what they do sum to, its
+  // keys have as P says.
+  __device__ void RemoveExcess() const {
+    if (sequence_.dphi_q == nullptr) return;
+    const float factors[2] = {-excess_[0] * ds_inverse_, -excess_[1] * ds_inverse_};
+    AddTimesFactorSums(factors, forward_.rank, shared_.probable_factors, FactorGradientOfRows());
   }
 
   const BackwardSequence& sequence_;
@@ -285,26 +334,32 @@ class QueryItemRun {
   const int first_row_;
   const int head_;
   const int kv_head_;
-  const bool wants_slope_;
   const uint32_t tiles_;
-  QueryItemShared<kLowRank>& shared_;
-  float scale_;  // softmax_scale * log2(e)
-  GradientScale gradient_scale_;
+  QueryItemShared<kKind>& shared_;
+  PlainTiles plain_;
+  float scale_;      // softmax_scale * log2(e)
+  float ds_factor_;  // what dS is multiplied by
+  float ds_inverse_;
   float minus_slope_log2_;
-  float slope_sum_ = 0;  // of dS times the distance less that of the row's reference: a row's dS
-                         // sum to 0, and large positions would blur it
+  // Of each row; kSlopeGradient: this lane's shares. A row's dS sum to 0 but for the rounding of o
+  // in delta, which is an error of P times the excess: sums of dS are taken back as much of P's.
+  // Distances are less that of the row's reference: large positions would blur them.
+  float excess_[2] = {};              // sum_j dS
+  float distances_[2] = {};           // sum_j dS |i - j|
+  float probable_distances_[2] = {};  // sum_j P |i - j|
   Row rows_[2];
   RowOperand<kHeadDim, true> q_;
   RowOperand<kHeadDim, true> d_o_;
   float dq_[kHeadDim / 8][4];
 };
 
-template <typename T, int kHeadDim, bool kLowRank>
-__global__ void __launch_bounds__(kThreads, QueryPass<kHeadDim, kLowRank>::kBlocksPerSm)
+template <typename T, int kHeadDim, QueryKind kKind>
+__global__ void __launch_bounds__(kThreads,
+                                  QueryPass<kHeadDim, kKind == QueryKind::kLowRank>::kBlocksPerSm)
     BackwardQueriesKernel(const __grid_constant__ BackwardParams params) {
   extern __shared__ __align__(256) char tiles[];
-  __shared__ QueryItemShared<kLowRank> shared;
-  QueryItemRun<T, kHeadDim, kLowRank>(params, params.q_items[blockIdx.x], tiles, shared).Run();
+  __shared__ QueryItemShared<kKind> shared;
+  QueryItemRun<T, kHeadDim, kKind>(params, params.q_items[blockIdx.x], tiles, shared).Run();
 }
 
 }  // namespace flashbias::cuda::portable

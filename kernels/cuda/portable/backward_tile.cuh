@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/cuda/backward_params.h"
 #include "kernels/cuda/element.cuh"
@@ -33,31 +32,6 @@ __device__ inline TilePair QueriesAndGradients(const BackwardSequence& sequence)
   const SequenceParams& forward = sequence.forward;
   return {forward.q,           sequence.d_o,          forward.q_len,
           forward.num_q_heads, forward.q_head_stride, forward.head_dim};
-}
-
-// What dS is multiplied by while it has 16 bits, a power of two. In fp16 it fills the range that
-// the largest |d_o| and |v| allow, so that results do not depend on the scale of the loss; bf16
-// needs none.
-struct GradientScale {
-  float factor;
-  float inverse;
-};
-
-template <typename T>
-__device__ GradientScale ScaleOf(const BackwardSequence& sequence, int kv_head) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const uint32_t* magnitudes = sequence.magnitudes + 2 * kv_head;
-    const int exponents[2] = {static_cast<int>(magnitudes[0] >> 23),
-                              static_cast<int>(magnitudes[1] >> 23)};
-    if (magnitudes[0] == 0 || magnitudes[1] == 0 || exponents[0] == 255 || exponents[1] == 255) {
-      return {1.0f, 1.0f};
-    }
-    // |dS| <= 2 |d_o| |v|, which the factor takes to 2^13 .. 2^14 or a little less.
-    const int exponent = min(max(11 - (exponents[0] - 127) - (exponents[1] - 127), -100), 100);
-    return {__int_as_float((127 + exponent) << 23), __int_as_float((127 - exponent) << 23)};
-  } else {
-    return {1.0f, 1.0f};
-  }
 }
 
 // The A operand of products with a warp's 16 rows of a tile: kept in registers, or where these are
@@ -123,18 +97,20 @@ __device__ uint32_t ColumnAddress(uint32_t tile, int first_column) {
          TileLayout<kHeadDim>::Offset(first_column + Lane() % 8 + Lane() / 16 * 8, Lane() / 8 % 2);
 }
 
-// sums += weights times the columns' vectors, weights being 16 rows of 64 columns. A tile's product
-// starts from zero, so that the tensor cores' truncation does not grow with the number of tiles.
-template <typename T, int kHeadDim>
-__device__ void AddProduct(const uint32_t (&weights)[4][4], uint32_t tile,
+// sums += weights times the columns' vectors, weights being 16 rows of 16 kSteps columns from
+// first_column on. Their product starts from zero, so that the tensor cores' truncation does not
+// grow with the number of tiles.
+template <typename T, int kHeadDim, int kSteps>
+__device__ void AddProduct(const uint32_t (&weights)[kSteps][4], uint32_t tile, int first_column,
                            float (&sums)[kHeadDim / 8][4]) {
   using Layout = TileLayout<kHeadDim>;
-  const uint32_t first = tile + Layout::Offset(Lane() % 16, Lane() / 16);
+  const uint32_t first =
+      tile + Layout::Offset(Lane() % 16, Lane() / 16) + first_column * Layout::kRowBytes;
 #pragma unroll
   for (int begin = 0; begin < kHeadDim / 8; begin += 4) {
     float product[4][4] = {};
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         uint32_t vectors[4];
@@ -187,15 +163,41 @@ __device__ inline float SlopeOf(const SequenceParams& sequence, int head) {
   return sequence.slopes == nullptr ? 0.0f : sequence.slopes[head];
 }
 
-// Whether every one of 64 query rows sees every one of 64 keys and |position - key| bends for none
-// of them: no mask, no right side.
-__device__ inline bool IsPlain(const SequenceParams& sequence, int first_row, int first_key) {
-  const int64_t last_row = int64_t{first_row} + kTileRows - 1;
-  const int64_t last_key = int64_t{first_key} + kTileRows - 1;
-  const bool one_sided = sequence.causal == 0 && sequence.slopes == nullptr;
-  return last_row < sequence.q_len && last_key < sequence.kv_len &&
-         first_key >= last_row + sequence.window_diagonal &&
-         (one_sided || last_key <= int64_t{first_row} + sequence.diagonal);
+// First rows of the tiles of one side that are plain against a tile of the other: every query of
+// the one sees every key, and |position - key| bends for none of them. No mask, no right side.
+struct PlainTiles {
+  int first;
+  int last;
+  __device__ bool Contain(int begin) const { return first <= begin && begin <= last; }
+
+  static __device__ PlainTiles Make(int64_t first, int64_t last) {
+    return {static_cast<int>(min(max(first, int64_t{0}), int64_t{INT32_MAX})),
+            static_cast<int>(min(max(last, int64_t{-1}), int64_t{INT32_MAX}))};
+  }
+};
+
+// Whether keys after a row's position are hidden, or their bias bends.
+__device__ inline bool DiagonalMatters(const SequenceParams& sequence) {
+  return sequence.causal != 0 || sequence.slopes != nullptr;
+}
+
+// Tiles of queries against the keys from first_key on.
+__device__ inline PlainTiles PlainQueryTiles(const SequenceParams& sequence, int first_key) {
+  constexpr int64_t kLast = kTileRows - 1;
+  if (first_key + kLast >= sequence.kv_len) return {0, -1};
+  return PlainTiles::Make(
+      DiagonalMatters(sequence) ? first_key + kLast - sequence.diagonal : 0,
+      min(sequence.q_len - 1 - kLast, int64_t{first_key} - sequence.window_diagonal - kLast));
+}
+
+// Tiles of keys against the queries from first_row on.
+__device__ inline PlainTiles PlainKeyTiles(const SequenceParams& sequence, int first_row) {
+  constexpr int64_t kLast = kTileRows - 1;
+  if (first_row + kLast >= sequence.q_len) return {0, -1};
+  const int64_t last = sequence.kv_len - 1 - kLast;
+  return PlainTiles::Make(
+      first_row + kLast + sequence.window_diagonal,
+      DiagonalMatters(sequence) ? min(last, int64_t{first_row} + sequence.diagonal - kLast) : last);
 }
 
 }  // namespace flashbias::cuda::portable

@@ -21,38 +21,49 @@ cudaError_t LaunchItems(Kernel kernel, const BackwardParams& params, int num_ite
   return cudaGetLastError();
 }
 
-template <typename T, int kHeadDim, bool kLowRank>
+template <typename T, int kHeadDim, QueryKind kKind>
 cudaError_t LaunchPasses(const BackwardParams& params, cudaStream_t stream) {
+  constexpr bool kLowRank = kKind == QueryKind::kLowRank;
   const cudaError_t error =
       LaunchItems(BackwardKeysKernel<T, kHeadDim, kLowRank>, params, params.num_kv_items,
                   KeyPass<kHeadDim, kLowRank>::kSharedBytes, stream);
   if (error != cudaSuccess) return error;
-  return LaunchItems(BackwardQueriesKernel<T, kHeadDim, kLowRank>, params, params.num_q_items,
+  return LaunchItems(BackwardQueriesKernel<T, kHeadDim, kKind>, params, params.num_q_items,
                      QueryPass<kHeadDim, kLowRank>::kSharedBytes, stream);
+}
+
+template <typename T, int kHeadDim>
+cudaError_t LaunchPassesOf(const BackwardParams& params, QueryKind kind, cudaStream_t stream) {
+  switch (kind) {
+    case QueryKind::kPlain:
+      return LaunchPasses<T, kHeadDim, QueryKind::kPlain>(params, stream);
+    case QueryKind::kSlopeGradient:
+      return LaunchPasses<T, kHeadDim, QueryKind::kSlopeGradient>(params, stream);
+    case QueryKind::kLowRank:
+      return LaunchPasses<T, kHeadDim, QueryKind::kLowRank>(params, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 // `padded_head_dim` is 32, 64 or 128.
 template <typename T>
-cudaError_t LaunchBackwardOf(const BackwardParams& params, int padded_head_dim, bool low_rank,
+cudaError_t LaunchBackwardOf(const BackwardParams& params, int padded_head_dim, QueryKind kind,
                              cudaStream_t stream) {
   switch (padded_head_dim) {
     case 32:
-      return low_rank ? LaunchPasses<T, 32, true>(params, stream)
-                      : LaunchPasses<T, 32, false>(params, stream);
+      return LaunchPassesOf<T, 32>(params, kind, stream);
     case 64:
-      return low_rank ? LaunchPasses<T, 64, true>(params, stream)
-                      : LaunchPasses<T, 64, false>(params, stream);
+      return LaunchPassesOf<T, 64>(params, kind, stream);
     case 128:
-      return low_rank ? LaunchPasses<T, 128, true>(params, stream)
-                      : LaunchPasses<T, 128, false>(params, stream);
+      return LaunchPassesOf<T, 128>(params, kind, stream);
     default:
       return cudaErrorInvalidValue;
   }
 }
 
-extern template cudaError_t LaunchBackwardOf<__half>(const BackwardParams&, int, bool,
+extern template cudaError_t LaunchBackwardOf<__half>(const BackwardParams&, int, QueryKind,
                                                      cudaStream_t);
-extern template cudaError_t LaunchBackwardOf<__nv_bfloat16>(const BackwardParams&, int, bool,
+extern template cudaError_t LaunchBackwardOf<__nv_bfloat16>(const BackwardParams&, int, QueryKind,
                                                             cudaStream_t);
 
 }  // namespace flashbias::cuda::portable

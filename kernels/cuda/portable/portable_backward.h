@@ -14,9 +14,10 @@ inline constexpr int kKvItemKeys = 64;
 inline constexpr int kQItemRows = 64;
 
 // Both passes, after LaunchBackwardRows on the same stream. Asynchronous. `padded_head_dim` is 32,
-// 64 or 128, at least every sequence's head_dim. `low_rank`: every sequence has factors.
+// 64 or 128, at least every sequence's head_dim. `low_rank`: every sequence has factors; `dslopes`:
+// every one wants dslope_partials, else none does.
 cudaError_t LaunchBackward(const BackwardParams& params, DType dtype, int padded_head_dim,
-                           bool low_rank, int num_sms, cudaStream_t stream);
+                           bool low_rank, bool dslopes, int num_sms, cudaStream_t stream);
 
 }  // namespace flashbias::cuda::portable
 

@@ -84,8 +84,8 @@ class TilePairCopier {
 
   const char* first_;
   const char* second_;
-  const int rows_;  // 0 where the thread's chunk lies past head_dim
-  const int64_t row_bytes_;
+  int rows_;  // 0 where the thread's chunk lies past head_dim
+  int64_t row_bytes_;
 };
 
 }  // namespace flashbias::cuda::portable
