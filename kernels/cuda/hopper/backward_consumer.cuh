@@ -8,6 +8,7 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_BACKWARD_CONSUMER_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_BACKWARD_CONSUMER_CUH_
 
+#include "kernels/cuda/gradient_scale.cuh"
 #include "kernels/cuda/hopper/backward_layout.cuh"
 #include "kernels/cuda/hopper/backward_store.cuh"
 #include "kernels/cuda/hopper/softmax.cuh"
@@ -21,11 +22,6 @@ enum class TileKind {
   kMasked,  // all keys that are admitted on one side
   kBent,    // on both
 };
-
-// A row's probabilities add up to 1 within this where all its keys are here: lse is that of weights
-// rounded to 16 bits.
-template <typename Element>
-inline constexpr float kWholeRow = std::is_same_v<Element, __half> ? 0x1p-10f : 0x1p-7f;
 
 template <typename Element, int kHeadDim, BackwardPass kPass, bool kSlopeGradient>
 class BackwardConsumer {
@@ -185,25 +181,20 @@ class BackwardConsumer {
   }
 
   // sum_ij dS[i, j] |i - j| of the item, always added up in the same order.
-  //
-  // Over all keys of a row dS adds up to zero but for the rounding of o in delta, an error that the
-  // mean distance would carry into the sum: it is taken out. A row whose lse counts keys that are
-  // not here, those of another shard, does not add up to zero, and has its reference's distance to
-  // add.
   __device__ __forceinline__ void StoreSlopeGradient(const BackwardItem& item, const Rows& rows) {
     float sum = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const SlopeSums& row = rows.slopes[half];
-      const float mass = QuadSum(row.mass) * item.value_factor;
-      const float excess = QuadSum(row.differences);
-      if (fabsf(mass - 1) < kWholeRow<Element>) {
-        sum += row.distances - excess / mass * (row.probable_distances * item.value_factor);
-      } else {
-        const int left = half == 0 ? rows.row0.left : rows.row1.left;
-        const int64_t position = rows.begin + LaneRow() + 8 * half + item.exact_diagonal;
-        sum += row.distances + row.differences * static_cast<float>(llabs(position - left));
-      }
+      const float mass_factor = item.value_factor;
+      const float excess =
+          ExcessOfMass<Element>(QuadSum(row.mass) * mass_factor, QuadSum(row.differences));
+      sum += row.distances - excess * (row.probable_distances * mass_factor);
+      // Distances are less the reference's.
+      const int left = half == 0 ? rows.row0.left : rows.row1.left;
+      const int64_t position = rows.begin + LaneRow() + 8 * half + item.exact_diagonal;
+      const auto distance = static_cast<float>(llabs(position - left));
+      if (excess == 0) sum += row.differences * distance;
     }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
