@@ -581,10 +581,11 @@ HWY_INLINE void AddBiasSums(const BiasSums& group, size_t first_row, BlockSums& 
 // What of the rounding of o in delta each unit of a row's probability carries. A row's dS sum to 0
 // but for that, which large factors, as positions are, would carry into their gradients. Where lse
 // counts keys that are not here, those of another shard, dS has no reason to sum to 0: 0.
-HWY_INLINE double ExcessOfMass(const BlockSums& sums, size_t row) {
-  constexpr double kWholeRow = 0x1p-10;  // lse may be that of weights rounded to 16 bits
+HWY_INLINE double ExcessOfMass(DType dtype, const BlockSums& sums, size_t row) {
+  // With tensors of 16 bits lse may be that of weights rounded as they are.
+  const double whole_row = dtype == DType::kFloat32 ? 0x1p-17 : 0x1p-10;
   const double mass = sums.mass[row];
-  return std::abs(mass - 1) < kWholeRow ? sums.excess[row] / mass : 0;
+  return std::abs(mass - 1) < whole_row ? sums.excess[row] / mass : 0;
 }
 
 HWY_INLINE void WriteQueryBlock(const BackwardRun& run, const BlockSums& bias_sums) {
@@ -607,7 +608,7 @@ HWY_INLINE void WriteQueryBlock(const BackwardRun& run, const BlockSums& bias_su
     if (!run.want_factors) continue;
     if (rows[r].keys.begin < rows[r].keys.end) {
       const float* HWY_RESTRICT probable = run.ws.probable_factors.get() + r * padded_rank;
-      const double excess = ExcessOfMass(bias_sums, static_cast<size_t>(r));
+      const double excess = ExcessOfMass(problem.dtype, bias_sums, static_cast<size_t>(r));
       for (size_t i = 0; i < run.rank; ++i) {
         factor_sums[i] = static_cast<float>(static_cast<double>(factor_sums[i]) -
                                             excess * static_cast<double>(probable[i]));
@@ -665,7 +666,7 @@ HWY_INLINE void ComputeQueryBlock(const BackwardRun& run, double* slope_sum) {
   for (int32_t r = 0; r < task.count; ++r) {
     if (rows[r].keys.begin >= rows[r].keys.end) continue;
     // The kernel's distances are less that of the reference.
-    const double excess = ExcessOfMass(block_sums, static_cast<size_t>(r));
+    const double excess = ExcessOfMass(run.problem.dtype, block_sums, static_cast<size_t>(r));
     sum += block_sums.distance[r] - excess * block_sums.probable_distance[r] +
            (block_sums.excess[r] - excess * block_sums.mass[r]) *
                static_cast<double>(rows[r].distance);
