@@ -18,7 +18,7 @@ ABSL_FLAG(int, heads, 50, "heads of the layer, 1 to 128");
 ABSL_FLAG(int, head_dim, 32, "values per head, 1 to 128; heads times this are the channels");
 ABSL_FLAG(int64_t, steps, 20, "steps of gradient descent");
 ABSL_FLAG(int64_t, seq_len, 128, "tokens a step");
-ABSL_FLAG(double, learning_rate, 0.003, "of plain gradient descent, 0 to 1");
+ABSL_FLAG(double, learning_rate, 0.03, "of plain gradient descent, 0 to 1");
 ABSL_FLAG(std::string, dtype, "auto",
           "what tensors are sent as: float16, bfloat16, float32, or auto: float32 where the server "
           "takes it, else float16");

@@ -68,11 +68,11 @@ absl::StatusOr<DType> ChooseDType(const std::optional<DType>& wanted, const Serv
 double LossTolerance(DType dtype) {
   switch (dtype) {
     case DType::kFloat16:
-      return 2e-3;
+      return 5e-4;
     case DType::kBFloat16:
-      return 2e-2;
+      return 5e-3;
     case DType::kFloat32:
-      return 1e-5;
+      return 2e-6;
   }
   return 0;
 }
