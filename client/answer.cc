@@ -197,7 +197,7 @@ absl::StatusOr<Answer> ExpectAnswer(const AttendBackwardRequest& request,
 
 absl::Status CheckAnswer(const Answer& expected, const AnswerFields& fields, bool data_follows) {
   for (size_t n = 0; n < expected.tensors.size(); ++n) {
-    const absl::Status status = CheckTensor(expected.tensors[n], fields.tensors[n], data_follows);
+    absl::Status status = CheckTensor(expected.tensors[n], fields.tensors[n], data_follows);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

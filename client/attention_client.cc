@@ -158,6 +158,40 @@ class AttentionClient::Impl {
              AnswerCallback callback) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  // Of a call that is whole.
+  struct Messages {
+    const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
+    grpc::ByteBuffer request;  // attempts share its slices
+    grpc::ByteBuffer response;
+  };
+
+  // A call in one message each way.
+  void CallWhole(const MethodNames& names, const std::shared_ptr<Messages>& messages, Answer answer,
+                 const CallOptions& options, AnswerCallback callback) {
+    Call(
+        options,
+        [messages, path = names.path](const ChannelPool::Connection& connection,
+                                      grpc::ClientContext* context,
+                                      std::function<void(grpc::Status)> on_done) {
+          messages->response.Clear();
+          connection.bytes.UnaryCall(context, path, grpc::StubOptions(), &messages->request,
+                                     &messages->response, std::move(on_done));
+        },
+        [messages] {
+          messages->request.Clear();
+          return messages->loans->AllReturned();
+        },
+        [messages, name = names.response, answer = std::move(answer),
+         callback = std::move(callback)](absl::Status status) mutable {
+          if (status.ok()) status = DecodeAnswer(name, &messages->response, &answer);
+          if (status.ok()) {
+            std::move(callback)(std::move(answer));
+          } else {
+            std::move(callback)(std::move(status));
+          }
+        });
+  }
+
   // A call in chunks. REQUIRES: as MakeStreamExchange.
   void Stream(const std::shared_ptr<StreamExchange>& exchange, const CallOptions& options,
               AnswerCallback callback) {
@@ -252,12 +286,7 @@ void AttentionClient::Impl::Begin(const Request& request, const Buffers& buffers
   }
   absl::Status size = CheckSize("the request", request_bytes, limit);
   if (size.ok()) size = CheckSize("the answer", response_bytes, limit);
-  struct Messages {
-    const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
-    grpc::ByteBuffer request;  // attempts share its slices
-    grpc::ByteBuffer response;
-  };
-  auto messages = std::make_shared<Messages>();
+  const auto messages = std::make_shared<Messages>();
   if (size.ok()) {
     messages->request = EncodeRequest(request, *placement, placed, *messages->loans);
     const auto bytes = static_cast<int64_t>(messages->request.Length());
@@ -271,28 +300,7 @@ void AttentionClient::Impl::Begin(const Request& request, const Buffers& buffers
     std::move(callback)(std::move(size));
     return;
   }
-  const MethodNames names = NamesOf(request);
-  Call(
-      options,
-      [messages, names](const ChannelPool::Connection& connection, grpc::ClientContext* context,
-                        std::function<void(grpc::Status)> on_done) {
-        messages->response.Clear();
-        connection.bytes.UnaryCall(context, names.path, grpc::StubOptions(), &messages->request,
-                                   &messages->response, std::move(on_done));
-      },
-      [messages] {
-        messages->request.Clear();
-        return messages->loans->AllReturned();
-      },
-      [messages, names, answer = std::move(placed),
-       callback = std::move(callback)](absl::Status status) mutable {
-        if (status.ok()) status = DecodeAnswer(names.response, &messages->response, &answer);
-        if (status.ok()) {
-          std::move(callback)(std::move(answer));
-        } else {
-          std::move(callback)(std::move(status));
-        }
-      });
+  CallWhole(NamesOf(request), messages, std::move(placed), options, std::move(callback));
 }
 
 AttentionClient::AttentionClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

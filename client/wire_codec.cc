@@ -354,7 +354,7 @@ absl::Status DecodeAnswer(const char* name, grpc::ByteBuffer* message, Answer* a
   AnswerFields fields;
   ReadAnswer(*answer, &reader, &fields);
   if (!reader.ok()) return NoMessage(*slices, name, reader);
-  const absl::Status fits = CheckAnswer(*answer, fields, /*data_follows=*/false);
+  absl::Status fits = CheckAnswer(*answer, fields, /*data_follows=*/false);
   if (!fits.ok()) return fits;
 
   answer->timing = fields.timing;

@@ -186,8 +186,7 @@ absl::Status WriteGradients(const AttendBackwardRequest& request, const AttendGr
                         ShapeOfSlopes(*alibi, forward.q.shape[1]));
   }
   if (const auto* low_rank = std::get_if<LowRankFactors>(&forward.bias)) {
-    const absl::Status written =
-        write_floats(&outputs->dphi_q, gradients.dphi_q, low_rank->phi_q.shape);
+    absl::Status written = write_floats(&outputs->dphi_q, gradients.dphi_q, low_rank->phi_q.shape);
     if (!written.ok()) return written;
     return write_floats(&outputs->dphi_k, gradients.dphi_k, low_rank->phi_k.shape);
   }

@@ -103,7 +103,7 @@ absl::StatusOr<RequestSummary> Workload::Summarize() const {
   answer.lse.resize(static_cast<size_t>(options_.q_len * options_.heads));
   AttendBackwardRequest gradients = backward_request(0, answer);
   gradients.o.data = inputs_[0]->q.data();
-  const absl::StatusOr<RequestSummary> backward = SummarizeRequest(gradients);
+  absl::StatusOr<RequestSummary> backward = SummarizeRequest(gradients);
   if (!backward.ok()) return backward;
   const bool both = options_.direction == LoadDirection::kBoth;
   forward->request_bytes = backward->request_bytes + (both ? forward->request_bytes : 0);

@@ -22,6 +22,11 @@ enum class TileKind {
   kBent,    // on both
 };
 
+// A row's probabilities add up to 1 within this where all its keys are here: lse is that of weights
+// rounded to 16 bits.
+template <typename Element>
+inline constexpr float kWholeRow = std::is_same_v<Element, __half> ? 0x1p-10f : 0x1p-7f;
+
 template <typename Element, int kHeadDim, BackwardPass kPass, bool kSlopeGradient>
 class BackwardConsumer {
  public:
@@ -47,11 +52,13 @@ class BackwardConsumer {
   static constexpr int kOutputs = kHeadDim / 2;  // a lane's
   static constexpr int kValueOutputs = L::kDkDv ? kOutputs : 4;
 
-  // Of the lane's columns in one query row, with the factors of dS and P.
+  // Of the lane's columns in one query row, with the factors of dS and P. Distances are less the
+  // reference's.
   struct SlopeSums {
+    float mass;                // sum_j P[i, j]
+    float probable_distances;  // sum_j P[i, j] |i - j|
     float differences;         // sum_j dS[i, j]
-    float distances;           // sum_j dS[i, j] |i - j|, less the reference's distance
-    float probable_distances;  // sum_j P[i, j] |i - j|, less the reference's distance
+    float distances;           // sum_j dS[i, j] |i - j|
   };
 
   // Tiles, by their first row, that are plain, on the left and needed: what all tiles of an item
@@ -84,7 +91,7 @@ class BackwardConsumer {
     for (int i = 0; i < kValueOutputs; ++i) value_gradient[i] = 0;
     Rows rows;
     rows.begin = item.begin + index_ * kTileRows;
-    rows.slopes[0] = rows.slopes[1] = {0, 0, 0};
+    rows.slopes[0] = rows.slopes[1] = {0, 0, 0, 0};
     if constexpr (!L::kDkDv) {
       const StayingRow* const all = L::Rows(shared_, item_.slot()) + index_ * kTileRows;
       rows.row0 = all[LaneRow()];
@@ -177,15 +184,26 @@ class BackwardConsumer {
     if constexpr (kSlopeGradient) StoreSlopeGradient(item, rows);
   }
 
-  // sum_ij dS[i, j] |i - j| of the item, always added up in the same order. A row's dS add up to
-  // zero but for the rounding of o in its delta. What they do add up to tells that error, which the
-  // row's mean distance would carry into the sum.
+  // sum_ij dS[i, j] |i - j| of the item, always added up in the same order.
+  //
+  // Over all keys of a row dS adds up to zero but for the rounding of o in delta, an error that the
+  // mean distance would carry into the sum: it is taken out. A row whose lse counts keys that are
+  // not here, those of another shard, does not add up to zero, and has its reference's distance to
+  // add.
   __device__ __forceinline__ void StoreSlopeGradient(const BackwardItem& item, const Rows& rows) {
     float sum = 0;
 #pragma unroll
-    for (const SlopeSums& row : rows.slopes) {
+    for (int half = 0; half < 2; ++half) {
+      const SlopeSums& row = rows.slopes[half];
+      const float mass = QuadSum(row.mass) * item.value_factor;
       const float excess = QuadSum(row.differences);
-      sum += row.distances - excess * (row.probable_distances * item.value_factor);
+      if (fabsf(mass - 1) < kWholeRow<Element>) {
+        sum += row.distances - excess / mass * (row.probable_distances * item.value_factor);
+      } else {
+        const int left = half == 0 ? rows.row0.left : rows.row1.left;
+        const int64_t position = rows.begin + LaneRow() + 8 * half + item.exact_diagonal;
+        sum += row.distances + row.differences * static_cast<float>(llabs(position - left));
+      }
     }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
@@ -501,6 +519,7 @@ class BackwardConsumer {
           distance = static_cast<float>(column > turn ? begin + column - row.right
                                                       : row.left - begin - column);
         }
+        sums.mass += probabilities[element];
         sums.differences += differences[element];
         sums.distances = fmaf(differences[element], distance, sums.distances);
         sums.probable_distances = fmaf(probabilities[element], distance, sums.probable_distances);
