@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "client/answer.h"
 #include "client/channel_pool.h"
 #include "client/region_map.h"
 #include "client/region_placement.h"
@@ -22,7 +23,6 @@
 #include "client/tensor_loans.h"
 #include "client/wire_codec.h"
 #include "wire/chunk.h"
-#include "wire/contract.h"
 
 namespace flashbias::client {
 namespace {
@@ -57,6 +57,9 @@ absl::Status CheckSize(const char* what, int64_t bytes, int64_t limit) {
   return absl::ResourceExhaustedError(
       absl::StrCat(what, " takes ", bytes, " bytes; the client's max_message_bytes is ", limit));
 }
+
+const AttendRequest& ForwardOf(const AttendRequest& request) { return request; }
+const AttendRequest& ForwardOf(const AttendBackwardRequest& request) { return request.forward; }
 
 ChannelPool::Options PoolOptions(const AttentionClient::Options& options) {
   return {.target = options.target,
@@ -146,11 +149,52 @@ class AttentionClient::Impl {
     call->Start();
   }
 
+  // Gets what came of a call.
+  using AnswerCallback = absl::AnyInvocable<void(absl::StatusOr<Answer>) &&>;
+
+  // The whole of a call with tensors, of either kind of request; `buffers` are for its answer.
+  template <typename Request, typename Buffers>
+  void Begin(const Request& request, const Buffers& buffers, const CallOptions& options,
+             AnswerCallback callback) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  // Of a call that is whole.
+  struct Messages {
+    const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
+    grpc::ByteBuffer request;  // attempts share its slices
+    grpc::ByteBuffer response;
+  };
+
+  // A call in one message each way.
+  void CallWhole(const MethodNames& names, const std::shared_ptr<Messages>& messages, Answer answer,
+                 const CallOptions& options, AnswerCallback callback) {
+    Call(
+        options,
+        [messages, path = names.path](const ChannelPool::Connection& connection,
+                                      grpc::ClientContext* context,
+                                      std::function<void(grpc::Status)> on_done) {
+          messages->response.Clear();
+          connection.bytes.UnaryCall(context, path, grpc::StubOptions(), &messages->request,
+                                     &messages->response, std::move(on_done));
+        },
+        [messages] {
+          messages->request.Clear();
+          return messages->loans->AllReturned();
+        },
+        [messages, name = names.response, answer = std::move(answer),
+         callback = std::move(callback)](absl::Status status) mutable {
+          if (status.ok()) status = DecodeAnswer(name, &messages->response, &answer);
+          if (status.ok()) {
+            std::move(callback)(std::move(answer));
+          } else {
+            std::move(callback)(std::move(status));
+          }
+        });
+  }
+
   // A call in chunks. REQUIRES: as MakeStreamExchange.
-  void Stream(const AttendRequest& request, const RequestSummary& summary,
-              const CallOptions& options, AttendCallback callback) {
-    const std::shared_ptr<StreamExchange> exchange =
-        MakeStreamExchange(request, summary, options.result, options_.max_message_bytes);
+  void Stream(const std::shared_ptr<StreamExchange>& exchange, const CallOptions& options,
+              AnswerCallback callback) {
     const absl::Status size =
         CheckSize("the request without its tensors",
                   static_cast<int64_t>(exchange->header.Length()), options_.max_message_bytes);
@@ -170,7 +214,7 @@ class AttentionClient::Impl {
         },
         [exchange, callback = std::move(callback)](absl::Status status) mutable {
           if (status.ok()) {
-            std::move(callback)(std::move(exchange->result));
+            std::move(callback)(std::move(exchange->answer));
           } else {
             std::move(callback)(std::move(status));
           }
@@ -179,7 +223,6 @@ class AttentionClient::Impl {
         [exchange] { return !exchange->accepted; });
   }
 
- private:
   absl::Time Deadline(const CallOptions& options) const {
     absl::Duration timeout = options.timeout;
     if (timeout == absl::ZeroDuration()) {
@@ -209,6 +252,57 @@ class AttentionClient::Impl {
   std::unordered_map<int64_t, std::shared_ptr<RetryingCall>> calls_ ABSL_GUARDED_BY(mutex_);
 };
 
+template <typename Request, typename Buffers>
+void AttentionClient::Impl::Begin(const Request& request, const Buffers& buffers,
+                                  const CallOptions& options, AnswerCallback callback) {
+  absl::Status readable = CheckSlopesOnHost(ForwardOf(request), *regions_);
+  const absl::StatusOr<RequestSummary> summary =
+      readable.ok() ? SummarizeRequest(request) : std::move(readable);
+  if (!summary.ok()) {
+    std::move(callback)(summary.status());
+    return;
+  }
+  absl::StatusOr<Answer> expected = ExpectAnswer(request, buffers);
+  if (!expected.ok()) {
+    std::move(callback)(expected.status());
+    return;
+  }
+  Answer placed = *expected;
+  const absl::StatusOr<RegionPlacement> placement = PlaceTensors(request, *regions_, &placed);
+  if (!placement.ok()) {
+    std::move(callback)(placement.status());
+    return;
+  }
+  // Sizes are checked before anything is made, and once more when the encoding is known.
+  const int64_t limit = options_.max_message_bytes;
+  const int64_t request_bytes = summary->request_bytes - placement->request_bytes;
+  const int64_t response_bytes = summary->response_bytes - placement->response_bytes;
+  const int64_t whole = std::min(limit, options_.stream_above_bytes);
+  // A stream carries all elements, and those on a device cannot be read here.
+  const bool may_stream = limit >= wire::kMinStreamMessageBytes && !placement->on_device;
+  if (may_stream && std::max(request_bytes, response_bytes) > whole) {
+    return Stream(MakeStreamExchange(request, *std::move(expected), limit), options,
+                  std::move(callback));
+  }
+  absl::Status size = CheckSize("the request", request_bytes, limit);
+  if (size.ok()) size = CheckSize("the answer", response_bytes, limit);
+  const auto messages = std::make_shared<Messages>();
+  if (size.ok()) {
+    messages->request = EncodeRequest(request, *placement, placed, *messages->loans);
+    const auto bytes = static_cast<int64_t>(messages->request.Length());
+    if (bytes > limit && may_stream) {
+      return Stream(MakeStreamExchange(request, *std::move(expected), limit), options,
+                    std::move(callback));
+    }
+    size = CheckSize("the request", bytes, limit);
+  }
+  if (!size.ok()) {
+    std::move(callback)(std::move(size));
+    return;
+  }
+  CallWhole(NamesOf(request), messages, std::move(placed), options, std::move(callback));
+}
+
 AttentionClient::AttentionClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 AttentionClient::~AttentionClient() = default;
 
@@ -232,73 +326,51 @@ absl::StatusOr<AttendResult> AttentionClient::Attend(const AttendRequest& reques
 
 void AttentionClient::AttendAsync(const AttendRequest& request, const CallOptions& options,
                                   AttendCallback callback) {
-  absl::Status readable = CheckSlopesOnHost(request, *impl_->regions());
-  const absl::StatusOr<RequestSummary> summary =
-      readable.ok() ? SummarizeRequest(request) : std::move(readable);
-  if (!summary.ok()) {
-    std::move(callback)(summary.status());
+  const GradientBuffers& other = options.gradients;
+  if (!other.dq.empty() || !other.dk.empty() || !other.dv.empty() || !other.dslopes.empty() ||
+      !other.dphi_q.empty() || !other.dphi_k.empty()) {
+    std::move(callback)(absl::InvalidArgumentError(
+        "gradients has buffers; accepted: in calls to AttendBackward; Attend has result"));
     return;
   }
-  if (absl::Status fits = CheckBuffers(*summary, options.result); !fits.ok()) {
-    std::move(callback)(std::move(fits));
+  impl_->Begin(request, options.result, options,
+               [callback = std::move(callback)](absl::StatusOr<Answer> answer) mutable {
+                 if (answer.ok()) {
+                   std::move(callback)(TakeResult(*std::move(answer)));
+                 } else {
+                   std::move(callback)(answer.status());
+                 }
+               });
+}
+
+absl::StatusOr<AttendGradients> AttentionClient::AttendBackward(
+    const AttendBackwardRequest& request, const CallOptions& options) {
+  absl::StatusOr<AttendGradients> gradients;
+  absl::Notification answered;
+  AttendBackwardAsync(request, options, [&](absl::StatusOr<AttendGradients> answer) {
+    gradients = std::move(answer);
+    answered.Notify();
+  });
+  answered.WaitForNotification();
+  return gradients;
+}
+
+void AttentionClient::AttendBackwardAsync(const AttendBackwardRequest& request,
+                                          const CallOptions& options,
+                                          AttendBackwardCallback callback) {
+  if (!options.result.o.empty() || !options.result.lse.empty()) {
+    std::move(callback)(absl::InvalidArgumentError(
+        "result has buffers; accepted: in calls to Attend; AttendBackward has gradients"));
     return;
   }
-  // Sizes are checked before anything is made, and once more when the encoding is known.
-  const int64_t limit = impl_->options().max_message_bytes;
-  absl::StatusOr<RegionPlacement> placed = PlaceTensors(request, options.result, *impl_->regions());
-  if (!placed.ok()) {
-    std::move(callback)(placed.status());
-    return;
-  }
-  const RegionPlacement placement = *std::move(placed);
-  const int64_t request_bytes = summary->request_bytes - placement.request_bytes;
-  const int64_t response_bytes = summary->response_bytes - placement.response_bytes;
-  const int64_t whole = std::min(limit, impl_->options().stream_above_bytes);
-  // A stream carries all elements, and those on a device cannot be read here.
-  const bool may_stream = limit >= wire::kMinStreamMessageBytes && !placement.on_device;
-  if (may_stream && std::max(request_bytes, response_bytes) > whole) {
-    return impl_->Stream(request, *summary, options, std::move(callback));
-  }
-  absl::Status size = CheckSize("the request", request_bytes, limit);
-  if (size.ok()) size = CheckSize("the answer", response_bytes, limit);
-  struct Messages {
-    const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
-    grpc::ByteBuffer request;  // attempts share its slices
-    grpc::ByteBuffer response;
-  };
-  auto messages = std::make_shared<Messages>();
-  if (size.ok()) {
-    messages->request = EncodeRequest(request, placement, *messages->loans);
-    const auto bytes = static_cast<int64_t>(messages->request.Length());
-    if (bytes > limit && may_stream) {
-      return impl_->Stream(request, *summary, options, std::move(callback));
-    }
-    size = CheckSize("the request", bytes, limit);
-  }
-  if (!size.ok()) {
-    std::move(callback)(std::move(size));
-    return;
-  }
-  impl_->Call(
-      options,
-      [messages](const ChannelPool::Connection& connection, grpc::ClientContext* context,
-                 std::function<void(grpc::Status)> on_done) {
-        messages->response.Clear();
-        connection.bytes.UnaryCall(context, wire::kAttendMethod, grpc::StubOptions(),
-                                   &messages->request, &messages->response, std::move(on_done));
-      },
-      [messages] {
-        messages->request.Clear();
-        return messages->loans->AllReturned();
-      },
-      [messages, summary = *summary, buffers = options.result, placement,
-       callback = std::move(callback)](absl::Status status) mutable {
-        if (status.ok()) {
-          std::move(callback)(DecodeResult(summary, buffers, placement, &messages->response));
-        } else {
-          std::move(callback)(std::move(status));
-        }
-      });
+  impl_->Begin(request, options.gradients, options,
+               [callback = std::move(callback)](absl::StatusOr<Answer> answer) mutable {
+                 if (answer.ok()) {
+                   std::move(callback)(TakeGradients(*std::move(answer)));
+                 } else {
+                   std::move(callback)(answer.status());
+                 }
+               });
 }
 
 absl::StatusOr<std::unique_ptr<SharedRegion>> AttentionClient::CreateRegion(size_t bytes) {

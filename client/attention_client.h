@@ -2,16 +2,18 @@
 //
 //   auto client = AttentionClient::Create({.target = "localhost:8471"});
 //   absl::StatusOr<AttendResult> result = (*client)->Attend(request);
+//   absl::StatusOr<AttendGradients> gradients = (*client)->AttendBackward(
+//       {.forward = request, .o = ..., .lse = result->lse, .d_o = ...});
 //
 // Thread-safety: every method may be called from any thread at any time; the destructor must be the
-// last call. Ownership: Attend and AttendAsync read what the request's views point at, without a
-// copy; it must live unchanged until Attend returns or AttendAsync's callback runs, and is no
-// longer read then. The request itself may go at once. For memory in a region see
+// last call. Ownership: calls read what the request's views point at, without a copy; it must live
+// unchanged until the call returns or, of the Async methods, its callback runs, and is no longer
+// read then. The request itself may go at once. For memory in a region see
 // client/shared_region.h, on a GPU client/device_region.h.
 //
 // Large requests and answers are streamed in chunks, with no other difference than this: once the
 // server has accepted one, UNAVAILABLE is final too, and a call that fails may have written a part
-// of its answer to CallOptions::result.
+// of its answer to the buffers of CallOptions.
 //
 // Errors: what a server says comes back with its code and message. Made by the client itself:
 //
@@ -47,8 +49,10 @@ struct CallOptions {
   // The earlier of deadline and timeout counts. With a deadline and no timeout, default_timeout
   // does not apply.
   absl::Time deadline = absl::InfiniteFuture();
-  // Where the answer goes. The memory is the call's until Attend returns or the callback runs.
+  // Where the answer goes: of Attend, and of AttendBackward. The other is refused. The memory is
+  // the call's until it returns or the callback runs.
   ResultBuffers result = {};
+  GradientBuffers gradients = {};
   // Null: the call cannot be cancelled (but by destroying the client).
   std::shared_ptr<Cancellation> cancellation = {};
 };
@@ -74,6 +78,7 @@ class AttentionClient {
 
   // Called exactly once.
   using AttendCallback = absl::AnyInvocable<void(absl::StatusOr<AttendResult>) &&>;
+  using AttendBackwardCallback = absl::AnyInvocable<void(absl::StatusOr<AttendGradients>) &&>;
 
   // Connections are made by the first calls, so a server that is not there shows as UNAVAILABLE
   // from a call. INVALID_ARGUMENT: an option is out of its range.
@@ -93,6 +98,12 @@ class AttentionClient {
   // block; when the call ends without anything being sent it may run before AttendAsync returns.
   void AttendAsync(const AttendRequest& request, const CallOptions& options,
                    AttendCallback callback);
+
+  // The gradients of a forward call: as Attend and AttendAsync in everything.
+  absl::StatusOr<AttendGradients> AttendBackward(const AttendBackwardRequest& request,
+                                                 const CallOptions& options = {});
+  void AttendBackwardAsync(const AttendBackwardRequest& request, const CallOptions& options,
+                           AttendBackwardCallback callback);
 
   // Memory shared with the server (client/shared_region.h). Blocks, at most for the client's
   // default_timeout. INVALID_ARGUMENT: the target is no "unix:PATH", or `bytes` is 0; UNAVAILABLE:

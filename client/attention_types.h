@@ -4,6 +4,17 @@
 //   o_i         = sum_j softmax_j(logit[i, j]) v_j             over the keys j that the mask admits
 //   lse_i       = ln sum_j exp(logit[i, j])
 //
+// and its gradients (AttendBackwardRequest), of a scalar L whose gradient d_o = dL/do is known:
+//
+//   P[i, j]  = exp(logit[i, j] - lse_i)
+//   dS[i, j] = P[i, j] (<d_o_i, v_j> - <d_o_i, o_i>)
+//   dq_i     = softmax_scale sum_j dS[i, j] k_j      dk_j = softmax_scale sum_i dS[i, j] q_i
+//   dv_j     = sum_i P[i, j] d_o_i
+//   dslope_h = -sum_ij dS[i, j] |i - j|
+//   dphi_q_i = sum_j dS[i, j] phi_k_j                dphi_k_j = sum_i dS[i, j] phi_q_i
+//
+// where heads that share a key/value head, slopes or a factor add up.
+//
 // Query row r of a sequence stands at position i = query_start + r, key row c at
 // j = key_start + c. A row whose mask admits no key gives o = 0 and lse = -infinity.
 //
@@ -74,6 +85,17 @@ struct AttendRequest {
   std::variant<std::monostate, AlibiSlopes, LowRankFactors> bias = {};  // monostate: none
 };
 
+// The gradients of a forward call, from what that was given and gave.
+struct AttendBackwardRequest {
+  // The forward call as it was; want_lse is not looked at.
+  AttendRequest forward = {};
+  TensorView o = {};                 // what it gave: [total_q, num_q_heads, head_dim], dtype of q
+  absl::Span<const float> lse = {};  // what it gave with want_lse: [total_q, num_q_heads]
+  TensorView d_o = {};               // the gradient of o, shape and dtype as o
+  // Whether the gradient of the bias is wanted: dslopes, or dphi_q and dphi_k. Refused without one.
+  bool want_bias_gradient = false;
+};
+
 // Where a call's time went inside the server, and what was done there.
 struct Timing {
   absl::Duration receive = {};  // decoding and validating, once the request's bytes had arrived
@@ -103,6 +125,30 @@ struct AttendResult {
   std::vector<int64_t> shape = {};  // [total_q, num_q_heads, head_dim]
   std::string o = {};               // the elements, row-major, little-endian
   std::vector<float> lse = {};      // [total_q, num_q_heads], bias included; empty unless want_lse
+  Timing timing = {};
+};
+
+// ResultBuffers for an answer to AttendBackward.
+struct GradientBuffers {
+  absl::Span<char> dq = {};  // bytes of a tensor as q
+  absl::Span<char> dk = {};  // as k
+  absl::Span<char> dv = {};  // as v
+  // Only with want_bias_gradient and the bias that they are of.
+  absl::Span<float> dslopes = {};  // as the slopes
+  absl::Span<float> dphi_q = {};   // as phi_q
+  absl::Span<float> dphi_k = {};   // as phi_k
+};
+
+// Gradients, each with the shape of what it is the gradient of, row-major.
+struct AttendGradients {
+  DType dtype = DType::kFloat32;  // of dq, dk and dv: that of q
+  std::string dq = {};            // the elements, little-endian
+  std::string dk = {};
+  std::string dv = {};
+  // float32 whatever the dtypes; empty without want_bias_gradient and the bias that they are of.
+  std::vector<float> dslopes = {};
+  std::vector<float> dphi_q = {};
+  std::vector<float> dphi_k = {};
   Timing timing = {};
 };
 

@@ -36,6 +36,13 @@ class Placer {
     return Place(name, tensor.data, bytes, placed_bytes);
   }
 
+  // What comes in the answer is written by this process.
+  void CheckOnHost(const char* name, const void* data, size_t bytes) {
+    if (!status_.ok() || !regions_.TouchesDevice(data, bytes)) return;
+    status_ = absl::InvalidArgumentError(
+        absl::StrCat(name, " lies in a region on a device; accepted: host memory"));
+  }
+
   const absl::Status& status() const { return status_; }
   bool on_device() const { return on_device_; }
 
@@ -44,6 +51,29 @@ class Placer {
   absl::Status status_;
   bool on_device_ = false;
 };
+
+void PlaceInputs(const AttendRequest& request, Placer* placer, RegionPlacement* placement) {
+  int64_t* const sent = &placement->request_bytes;
+  placement->q = placer->Place("q", request.q, sent);
+  placement->k = placer->Place("k", request.k, sent);
+  placement->v = placer->Place("v", request.v, sent);
+  if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
+    placement->phi_q = placer->Place("low_rank.phi_q", low_rank->phi_q, sent);
+    placement->phi_k = placer->Place("low_rank.phi_k", low_rank->phi_k, sent);
+  }
+}
+
+void PlaceAnswer(Answer* answer, Placer* placer, RegionPlacement* placement) {
+  for (AnswerTensor& tensor : answer->tensors) {
+    const absl::Span<char> buffer = tensor.buffer;
+    if (tensor.place_number == 0) {
+      placer->CheckOnHost(tensor.buffer_name, buffer.data(), buffer.size());
+      continue;
+    }
+    tensor.place =
+        placer->Place(tensor.buffer_name, buffer.data(), buffer.size(), &placement->response_bytes);
+  }
+}
 
 }  // namespace
 
@@ -57,23 +87,27 @@ absl::Status CheckSlopesOnHost(const AttendRequest& request, const RegionMap& re
       "alibi.slopes lie in a region on a device; accepted: host memory");
 }
 
-absl::StatusOr<RegionPlacement> PlaceTensors(const AttendRequest& request,
-                                             const ResultBuffers& buffers,
-                                             const RegionMap& regions) {
+absl::StatusOr<RegionPlacement> PlaceTensors(const AttendRequest& request, const RegionMap& regions,
+                                             Answer* answer) {
   Placer placer(regions);
   RegionPlacement placement;
+  PlaceInputs(request, &placer, &placement);
+  PlaceAnswer(answer, &placer, &placement);
+  if (!placer.status().ok()) return placer.status();
+  placement.on_device = placer.on_device();
+  return placement;
+}
+
+absl::StatusOr<RegionPlacement> PlaceTensors(const AttendBackwardRequest& request,
+                                             const RegionMap& regions, Answer* answer) {
+  Placer placer(regions);
+  RegionPlacement placement;
+  PlaceInputs(request.forward, &placer, &placement);
   int64_t* const sent = &placement.request_bytes;
-  placement.q = placer.Place("q", request.q, sent);
-  placement.k = placer.Place("k", request.k, sent);
-  placement.v = placer.Place("v", request.v, sent);
-  if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
-    placement.phi_q = placer.Place("low_rank.phi_q", low_rank->phi_q, sent);
-    placement.phi_k = placer.Place("low_rank.phi_k", low_rank->phi_k, sent);
-  }
-  int64_t* const received = &placement.response_bytes;
-  placement.o = placer.Place("result.o", buffers.o.data(), buffers.o.size(), received);
-  placement.lse =
-      placer.Place("result.lse", buffers.lse.data(), buffers.lse.size() * sizeof(float), received);
+  placement.lse = placer.Place("lse", request.lse.data(), request.lse.size() * sizeof(float), sent);
+  placement.o = placer.Place("o", request.o, sent);
+  placement.d_o = placer.Place("d_o", request.d_o, sent);
+  PlaceAnswer(answer, &placer, &placement);
   if (!placer.status().ok()) return placer.status();
   placement.on_device = placer.on_device();
   return placement;

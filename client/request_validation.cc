@@ -23,19 +23,6 @@ absl::Status Invalid(const Args&... args) {
   return absl::InvalidArgumentError(absl::StrCat(args...));
 }
 
-int64_t SaturatingAdd(int64_t a, int64_t b) { return a > kInt64Max - b ? kInt64Max : a + b; }
-
-// Bytes of a tensor whose elements were counted by CheckTensor.
-int64_t TensorBytes(DType dtype, const std::vector<int64_t>& shape) {
-  int64_t elements = 1;
-  for (const int64_t extent : shape) {
-    if (extent == 0) return 0;
-    elements = elements > kInt64Max / extent ? kInt64Max : elements * extent;
-  }
-  const auto size = static_cast<int64_t>(SizeOf(dtype));
-  return elements > kInt64Max / size ? kInt64Max : elements * size;
-}
-
 bool IsDType(DType dtype) {
   return dtype == DType::kFloat16 || dtype == DType::kBFloat16 || dtype == DType::kFloat32;
 }
@@ -61,8 +48,8 @@ absl::Status CheckTensor(const char* name, const char* layout, const TensorView&
     }
     elements *= extent;
   }
-  if (tensor.data == nullptr && TensorBytes(tensor.dtype, tensor.shape) > 0) {
-    return Invalid(name, ".data is null; accepted: ", TensorBytes(tensor.dtype, tensor.shape),
+  if (tensor.data == nullptr && SaturatedBytes(tensor.dtype, tensor.shape) > 0) {
+    return Invalid(name, ".data is null; accepted: ", SaturatedBytes(tensor.dtype, tensor.shape),
                    " bytes for shape ", Format(tensor.shape), " of ", Name(tensor.dtype));
   }
   return absl::OkStatus();
@@ -215,6 +202,19 @@ absl::Status CheckFactors(const LowRankFactors& f, const AttendRequest& r) {
   return absl::OkStatus();
 }
 
+absl::Status CheckLikeQ(const char* name, const TensorView& tensor, const TensorView& q) {
+  if (auto s = CheckTensor(name, "[total_q, num_q_heads, head_dim]", tensor); !s.ok()) return s;
+  if (tensor.dtype != q.dtype) {
+    return Invalid(name, ".dtype is ", Name(tensor.dtype), "; accepted: that of q, ",
+                   Name(q.dtype));
+  }
+  if (tensor.shape != q.shape) {
+    return Invalid(name, ".shape is ", Format(tensor.shape), "; accepted: that of q, ",
+                   Format(q.shape));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<RequestSummary> SummarizeRequest(const AttendRequest& request) {
@@ -235,10 +235,10 @@ absl::StatusOr<RequestSummary> SummarizeRequest(const AttendRequest& request) {
     if (auto s = CheckPositions(name, *starts, summary.num_sequences); !s.ok()) return s;
   }
 
-  const int64_t q_bytes = TensorBytes(request.q.dtype, request.q.shape);
+  const int64_t q_bytes = SaturatedBytes(request.q.dtype, request.q.shape);
   summary.request_bytes =
-      SaturatingAdd(q_bytes, SaturatingAdd(TensorBytes(request.k.dtype, request.k.shape),
-                                           TensorBytes(request.v.dtype, request.v.shape)));
+      SaturatingAdd(q_bytes, SaturatingAdd(SaturatedBytes(request.k.dtype, request.k.shape),
+                                           SaturatedBytes(request.v.dtype, request.v.shape)));
   if (const auto* alibi = std::get_if<AlibiSlopes>(&request.bias)) {
     if (auto s = CheckSlopes(alibi->slopes, summary.num_q_heads, summary.num_sequences); !s.ok()) {
       return s;
@@ -249,60 +249,72 @@ absl::StatusOr<RequestSummary> SummarizeRequest(const AttendRequest& request) {
     if (auto s = CheckFactors(*low_rank, request); !s.ok()) return s;
     for (const TensorView* factor : {&low_rank->phi_q, &low_rank->phi_k}) {
       summary.request_bytes =
-          SaturatingAdd(summary.request_bytes, TensorBytes(factor->dtype, factor->shape));
+          SaturatingAdd(summary.request_bytes, SaturatedBytes(factor->dtype, factor->shape));
     }
   }
   summary.response_bytes = q_bytes;
   if (request.want_lse) {
     summary.response_bytes = SaturatingAdd(
-        q_bytes, TensorBytes(DType::kFloat32, {summary.total_q, summary.num_q_heads}));
+        q_bytes, SaturatedBytes(DType::kFloat32, {summary.total_q, summary.num_q_heads}));
   }
   return summary;
 }
 
-absl::Status CheckBuffers(const RequestSummary& request, const ResultBuffers& buffers) {
-  // Saturated: a request may be larger than any memory.
-  const int64_t o_bytes =
-      TensorBytes(request.dtype, {request.total_q, request.num_q_heads, request.head_dim});
-  const int64_t lse_values =
-      request.want_lse ? TensorBytes(DType::kFloat32, {request.total_q, request.num_q_heads}) /
-                             static_cast<int64_t>(sizeof(float))
-                       : 0;
-  if (!buffers.o.empty() && static_cast<int64_t>(buffers.o.size()) != o_bytes) {
-    return Invalid("result.o has ", buffers.o.size(), " bytes; accepted: ", o_bytes, ", what o ",
-                   Format({request.total_q, request.num_q_heads, request.head_dim}), " of ",
-                   Name(request.dtype), " takes, or none");
+absl::StatusOr<RequestSummary> SummarizeRequest(const AttendBackwardRequest& request) {
+  const AttendRequest& forward = request.forward;
+  absl::StatusOr<RequestSummary> summary = SummarizeRequest(forward);
+  if (!summary.ok()) return summary;
+  if (auto s = CheckLikeQ("o", request.o, forward.q); !s.ok()) return s;
+  if (auto s = CheckLikeQ("d_o", request.d_o, forward.q); !s.ok()) return s;
+  const int64_t lse_bytes =
+      SaturatedBytes(DType::kFloat32, {summary->total_q, summary->num_q_heads});
+  const auto lse_values = lse_bytes / static_cast<int64_t>(sizeof(float));
+  if (static_cast<int64_t>(request.lse.size()) != lse_values) {
+    return Invalid("lse has ", request.lse.size(), " values; accepted: ", lse_values,
+                   ", one for each query and head");
   }
-  if (!buffers.lse.empty() && static_cast<int64_t>(buffers.lse.size()) != lse_values) {
-    return Invalid("result.lse has ", buffers.lse.size(), " values; accepted: ", lse_values,
-                   request.want_lse ? ", one for each query and head, or none"
-                                    : ", because want_lse is false");
+  if (request.want_bias_gradient && std::holds_alternative<std::monostate>(forward.bias)) {
+    return Invalid("want_bias_gradient is true without a bias; accepted: with slopes or factors");
   }
-  return absl::OkStatus();
+  const int64_t q_bytes = SaturatedBytes(forward.q.dtype, forward.q.shape);
+  for (const int64_t bytes : {q_bytes, q_bytes, lse_bytes}) {
+    summary->request_bytes = SaturatingAdd(summary->request_bytes, bytes);
+  }
+  summary->want_lse = false;
+  summary->response_bytes = q_bytes;
+  for (const TensorView* tensor : {&forward.k, &forward.v}) {
+    summary->response_bytes =
+        SaturatingAdd(summary->response_bytes, SaturatedBytes(tensor->dtype, tensor->shape));
+  }
+  if (!request.want_bias_gradient) return summary;
+  if (const auto* alibi = std::get_if<AlibiSlopes>(&forward.bias)) {
+    summary->response_bytes = SaturatingAdd(
+        summary->response_bytes, static_cast<int64_t>(alibi->slopes.size() * sizeof(float)));
+  } else if (const auto* low_rank = std::get_if<LowRankFactors>(&forward.bias)) {
+    for (const TensorView* factor : {&low_rank->phi_q, &low_rank->phi_k}) {
+      summary->response_bytes =
+          SaturatingAdd(summary->response_bytes, SaturatedBytes(DType::kFloat32, factor->shape));
+    }
+  }
+  return summary;
 }
 
-absl::Status CheckAnswer(const RequestSummary& request, const AnswerSummary& answer) {
-  if (answer.dtype != request.dtype) {
-    return absl::InternalError(absl::StrCat("the server answered o of ", Name(answer.dtype),
-                                            "; expected: ", Name(request.dtype)));
+std::vector<int64_t> ShapeOfSlopes(const AlibiSlopes& alibi, int64_t num_q_heads) {
+  const auto count = static_cast<int64_t>(alibi.slopes.size());
+  if (count == num_q_heads) return {count};
+  return {count / num_q_heads, num_q_heads};
+}
+
+int64_t SaturatingAdd(int64_t a, int64_t b) { return a > kInt64Max - b ? kInt64Max : a + b; }
+
+int64_t SaturatedBytes(DType dtype, const std::vector<int64_t>& shape) {
+  int64_t elements = 1;
+  for (const int64_t extent : shape) {
+    if (extent == 0) return 0;
+    elements = elements > kInt64Max / extent ? kInt64Max : elements * extent;
   }
-  const std::vector<int64_t> shape = {request.total_q, request.num_q_heads, request.head_dim};
-  if (answer.shape != shape) {
-    return absl::InternalError(absl::StrCat("the server answered o of shape ", Format(answer.shape),
-                                            "; expected: ", Format(shape)));
-  }
-  const int64_t bytes = TensorBytes(request.dtype, shape);
-  if (answer.o_bytes != bytes) {
-    return absl::InternalError(absl::StrCat("the server answered o with ", answer.o_bytes,
-                                            " bytes; expected: ", bytes, " for shape ",
-                                            Format(shape), " of ", Name(request.dtype)));
-  }
-  const int64_t lse = request.want_lse ? request.total_q * request.num_q_heads : 0;
-  if (answer.lse_values != lse) {
-    return absl::InternalError(absl::StrCat("the server answered lse with ", answer.lse_values,
-                                            " values; expected: ", lse));
-  }
-  return absl::OkStatus();
+  const auto size = static_cast<int64_t>(SizeOf(dtype));
+  return elements > kInt64Max / size ? kInt64Max : elements * size;
 }
 
 }  // namespace flashbias::client

@@ -1,4 +1,4 @@
-// Checks a request before it is sent, and an answer before it is given to the caller.
+// Checks a request before it is sent.
 //
 // Pure functions; thread-safe. Messages name the field, what came and what is accepted.
 #ifndef FLASHBIAS_CLIENT_REQUEST_VALIDATION_H_
@@ -39,20 +39,15 @@ struct RequestSummary {
 
 // INVALID_ARGUMENT: the request is not one that a server accepts. Reads slopes, no other tensor.
 absl::StatusOr<RequestSummary> SummarizeRequest(const AttendRequest& request);
+absl::StatusOr<RequestSummary> SummarizeRequest(const AttendBackwardRequest& request);
 
-// INVALID_ARGUMENT: a buffer that was given has not the size of what is to go there.
-absl::Status CheckBuffers(const RequestSummary& request, const ResultBuffers& buffers);
+// As the contract has it: [num_q_heads] or [num_sequences, num_q_heads]. REQUIRES: a count that
+// SummarizeRequest takes.
+std::vector<int64_t> ShapeOfSlopes(const AlibiSlopes& alibi, int64_t num_q_heads);
 
-// What came as o and lse.
-struct AnswerSummary {
-  DType dtype = DType::kFloat32;
-  std::vector<int64_t> shape = {};
-  int64_t o_bytes = 0;
-  int64_t lse_values = 0;
-};
-
-// INTERNAL: the answer is not of the shape that the request asks for.
-absl::Status CheckAnswer(const RequestSummary& request, const AnswerSummary& answer);
+int64_t SaturatingAdd(int64_t a, int64_t b);
+// Of a tensor without negative extents; saturates at INT64_MAX.
+int64_t SaturatedBytes(DType dtype, const std::vector<int64_t>& shape);
 
 }  // namespace flashbias::client
 

@@ -3,14 +3,12 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "client/wire_codec.h"
 #include "grpcpp/support/client_callback.h"
 #include "wire/chunk.h"
 #include "wire/chunk_assembler.h"
@@ -20,12 +18,6 @@
 namespace flashbias::client {
 namespace {
 
-wire::OutgoingTensor Outgoing(int number, const TensorView& tensor) {
-  uint64_t bytes = SizeOf(tensor.dtype);
-  for (const int64_t extent : tensor.shape) bytes *= static_cast<uint64_t>(extent);
-  return {.number = number, .data = static_cast<const char*>(tensor.data), .bytes = bytes};
-}
-
 // gRPC calls the methods on any threads: OnReadInitialMetadataDone, reads and writes each in their
 // own order, OnDone when all of them have returned.
 class StreamCall final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
@@ -34,12 +26,12 @@ class StreamCall final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::
              std::function<void(grpc::Status)> on_done)
       : context_(context), exchange_(std::move(exchange)), on_done_(std::move(on_done)) {
     exchange_->accepted = false;
-    exchange_->result = AttendResult();
+    exchange_->answer = exchange_->expected;
     chunks_ = exchange_->chunks;
   }
 
   void Start(const ChannelPool::Connection& connection) {
-    connection.bytes.PrepareBidiStreamingCall(context_, wire::kAttendStreamMethod,
+    connection.bytes.PrepareBidiStreamingCall(context_, exchange_->names.stream_path,
                                               grpc::StubOptions(), this);
     outgoing_ = exchange_->header;
     StartWrite(&outgoing_);
@@ -113,13 +105,13 @@ class StreamCall final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::
   absl::Status HandleMessage() {
     const absl::StatusOr<std::vector<grpc::Slice>> slices = TakeSlices(&incoming_);
     if (!slices.ok()) return slices.status();
-    std::optional<ResponseFields> header;
+    std::optional<AnswerFields> header;
     std::optional<wire::Chunk> chunk;
     wire::MessageReader reader(*slices);
     while (reader.Next()) {
       switch (reader.field()) {
         case wire::StreamNumber::kHeader:
-          reader.ReadMessage([&] { ReadResponse(&reader, &header.emplace()); });
+          reader.ReadMessage([&] { ReadAnswer(exchange_->expected, &reader, &header.emplace()); });
           break;
         case wire::StreamNumber::kChunk:
           wire::ReadChunk(&reader, &chunk.emplace());
@@ -128,54 +120,31 @@ class StreamCall final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::
           reader.Skip();
       }
     }
-    if (!reader.ok()) return NoMessage(*slices, "AttendStreamResponse", reader);
+    if (!reader.ok()) return NoMessage(*slices, exchange_->names.stream_response, reader);
     if (header.has_value() == chunk.has_value() || header.has_value() == has_header_) {
       return absl::InternalError(
           absl::StrCat("the server answered a message ", header.has_value() ? "with" : "without",
                        " header and ", chunk.has_value() ? "with" : "without",
                        " chunk; expected: a ", has_header_ ? "chunk" : "header"));
     }
-    if (header.has_value()) return HandleHeader(*std::move(header));
+    if (header.has_value()) return HandleHeader(*header);
     return AsServerError(assembler_.Add(*chunk, *slices, nullptr));
   }
 
-  absl::Status HandleHeader(ResponseFields response) {
-    const RequestSummary& request = exchange_->summary;
-    const int64_t lse_values = request.want_lse ? request.total_q * request.num_q_heads : 0;
-    const auto lse_bytes = static_cast<size_t>(lse_values) * sizeof(float);
-    const size_t o_bytes = static_cast<size_t>(request.response_bytes) - lse_bytes;
-    if (response.o.data.size != 0 || response.lse.data.size != 0) {
-      return absl::InternalError("the server answered a header with data; expected: none");
+  absl::Status HandleHeader(const AnswerFields& fields) {
+    Answer& answer = exchange_->answer;
+    if (absl::Status status = CheckAnswer(answer, fields, /*data_follows=*/true); !status.ok()) {
+      return status;
     }
-    // As if the elements were there: they are checked chunk by chunk.
-    response.o.data.size = o_bytes;
-    response.lse.data.size = lse_bytes;
-    if (absl::Status status = CheckResponse(request, response); !status.ok()) return status;
-
-    AttendResult& result = exchange_->result;
-    result.dtype = request.dtype;
-    result.shape = std::move(response.o.shape);
-    result.timing = response.timing;
-    const ResultBuffers& buffers = exchange_->buffers;
-    char* o = buffers.o.data();
-    if (buffers.o.empty()) {
-      result.o.resize(o_bytes);
-      o = result.o.data();
+    answer.timing = fields.timing;
+    std::vector<wire::IncomingTensor> incoming;
+    for (AnswerTensor& tensor : answer.tensors) {
+      incoming.push_back({.number = tensor.stream_number,
+                          .name = tensor.name,
+                          .to = tensor.Allocate(),
+                          .bytes = static_cast<uint64_t>(tensor.bytes)});
     }
-    std::vector<wire::IncomingTensor> tensors = {
-        {.number = wire::kStreamO, .name = "o", .to = o, .bytes = o_bytes}};
-    if (request.want_lse) {
-      float* lse = buffers.lse.data();
-      if (buffers.lse.empty()) {
-        result.lse.resize(static_cast<size_t>(lse_values));
-        lse = result.lse.data();
-      }
-      tensors.push_back({.number = wire::kStreamLse,
-                         .name = "lse",
-                         .to = reinterpret_cast<char*>(lse),
-                         .bytes = lse_bytes});
-    }
-    assembler_ = wire::ChunkAssembler(tensors);
+    assembler_ = wire::ChunkAssembler(incoming);
     has_header_ = true;
     return absl::OkStatus();
   }
@@ -210,26 +179,6 @@ class StreamCall final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::
 };
 
 }  // namespace
-
-std::shared_ptr<StreamExchange> MakeStreamExchange(const AttendRequest& request,
-                                                   const RequestSummary& summary,
-                                                   const ResultBuffers& buffers,
-                                                   int64_t max_message_bytes) {
-  const int64_t chunk_bytes = wire::ChunkBytesFor(max_message_bytes);
-  auto exchange = std::make_shared<StreamExchange>();
-  exchange->summary = summary;
-  exchange->buffers = buffers;
-  exchange->header = EncodeStreamHeader(request, chunk_bytes, *exchange->loans);
-  std::vector<wire::OutgoingTensor> tensors = {Outgoing(wire::kStreamQ, request.q),
-                                               Outgoing(wire::kStreamK, request.k),
-                                               Outgoing(wire::kStreamV, request.v)};
-  if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
-    tensors.push_back(Outgoing(wire::kStreamPhiQ, low_rank->phi_q));
-    tensors.push_back(Outgoing(wire::kStreamPhiK, low_rank->phi_k));
-  }
-  exchange->chunks = wire::ChunkCutter(std::move(tensors), chunk_bytes);
-  return exchange;
-}
 
 void StartStreamCall(const ChannelPool::Connection& connection, grpc::ClientContext* context,
                      std::shared_ptr<StreamExchange> exchange,

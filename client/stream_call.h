@@ -13,14 +13,16 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 
-#include "client/attention_types.h"
+#include "client/answer.h"
 #include "client/channel_pool.h"
-#include "client/request_validation.h"
 #include "client/tensor_loans.h"
+#include "client/wire_codec.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
+#include "wire/chunk.h"
 #include "wire/chunk_cutter.h"
 
 namespace flashbias::client {
@@ -31,20 +33,27 @@ struct StreamExchange {
   const std::shared_ptr<TensorLoans> loans = std::make_shared<TensorLoans>();
   grpc::ByteBuffer header;
   wire::ChunkCutter chunks;  // of the request's tensors; each attempt cuts a copy
-  RequestSummary summary;
-  ResultBuffers buffers;
+  MethodNames names = {};
+  Answer expected;
 
   // Written by the attempt.
   bool accepted = false;  // the server took the header: it may have been sent data
-  AttendResult result;    // whole where the status is OK
+  Answer answer;          // whole where the status is OK
 };
 
-// The exchange of a request. REQUIRES: SummarizeRequest(request) is OK, CheckBuffers too,
-// max_message_bytes is at least wire::kMinStreamMessageBytes.
-std::shared_ptr<StreamExchange> MakeStreamExchange(const AttendRequest& request,
-                                                   const RequestSummary& summary,
-                                                   const ResultBuffers& buffers,
-                                                   int64_t max_message_bytes);
+// The exchange of a request. REQUIRES: SummarizeRequest(request) is OK, `expected` is
+// ExpectAnswer's and has no places, max_message_bytes is at least wire::kMinStreamMessageBytes.
+template <typename Request>
+std::shared_ptr<StreamExchange> MakeStreamExchange(const Request& request, Answer expected,
+                                                   int64_t max_message_bytes) {
+  const int64_t chunk_bytes = wire::ChunkBytesFor(max_message_bytes);
+  auto exchange = std::make_shared<StreamExchange>();
+  exchange->names = NamesOf(request);
+  exchange->expected = std::move(expected);
+  exchange->header = EncodeStreamHeader(request, chunk_bytes, *exchange->loans);
+  exchange->chunks = wire::ChunkCutter(OutgoingTensors(request), chunk_bytes);
+  return exchange;
+}
 
 // `on_done` gets the server's status, or INTERNAL where its answer does not fit the request; called
 // once, on a thread of gRPC. `context` must live until then.

@@ -3,12 +3,12 @@
 #include <bit>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "client/request_validation.h"
 #include "grpcpp/support/slice.h"
 #include "wire/contract.h"
 #include "wire/gather.h"
@@ -23,6 +23,7 @@ static_assert(std::endian::native == std::endian::little,
               "tensors travel little-endian, as they lie in memory");
 
 using wire::AlibiNumber;
+using wire::BackwardRequestNumber;
 using wire::LowRankNumber;
 using wire::MessageReader;
 using wire::RequestNumber;
@@ -61,6 +62,9 @@ class MessageSlices {
  public:
   explicit MessageSlices(TensorLoans& loans) : loans_(loans) {}
 
+  // For a message within this one.
+  MessageSlices Nested() const { return MessageSlices(loans_); }
+
   wire::MessageWriter& writer() { return writer_; }
 
   void Append(int field, const Carried& carried) {
@@ -79,12 +83,27 @@ class MessageSlices {
     slices_.push_back(loans_.Lend(tensor.data, bytes));
   }
 
+  // The fields that `message` gathered, as a field of this one.
+  void AppendMessage(int field, MessageSlices message) {
+    message.Flush();
+    uint64_t size = 0;
+    for (const grpc::Slice& slice : message.slices_) size += slice.size();
+    writer_.LengthDelimited(field, size);
+    if (size == 0) return;
+    Flush();
+    for (grpc::Slice& slice : message.slices_) slices_.push_back(std::move(slice));
+  }
+
   grpc::ByteBuffer Take() {
     if (writer_.size() > 0 || slices_.empty()) slices_.emplace_back(writer_.Take());
     return grpc::ByteBuffer(slices_.data(), slices_.size());
   }
 
  private:
+  void Flush() {
+    if (writer_.size() > 0) slices_.emplace_back(writer_.Take());
+  }
+
   TensorLoans& loans_;
   wire::MessageWriter writer_;
   std::vector<grpc::Slice> slices_;
@@ -136,39 +155,26 @@ void ReadTiming(MessageReader* reader, Timing* timing) {
   });
 }
 
-// That a tensor is where it was asked for.
-absl::Status CheckPlace(const char* name, const wire::TensorField& tensor, const Place& place) {
-  const wire::RegionPlace expected = place.value_or(wire::RegionPlace());
-  if (tensor.place.region_id == expected.region_id && tensor.place.offset == expected.offset &&
-      (!place.has_value() || tensor.data.size == 0)) {
-    return absl::OkStatus();
-  }
-  return absl::InternalError(absl::StrCat("the server answered ", name, " elsewhere; expected: ",
-                                          place.has_value() ? "in its region" : "in the answer"));
-}
+// How a request carries its tensors. Where they follow, only the slopes have their elements, and
+// nothing is placed.
+struct Carriage {
+  const RegionPlacement& placement;
+  bool data_follows = false;
 
-absl::Status CheckLse(const RequestSummary& request, const wire::TensorField& lse) {
-  const std::vector<int64_t> shape = {request.total_q, request.num_q_heads};
-  if (lse.dtype != wire::kFloat32 || lse.shape != shape) {
-    return absl::InternalError(
-        absl::StrCat("the server answered lse of another dtype or shape; expected: float32 [",
-                     request.total_q, ", ", request.num_q_heads, "]"));
-  }
-  if (lse.data.size % sizeof(float) != 0) {
-    return absl::InternalError(absl::StrCat("the server answered lse with ", lse.data.size,
-                                            " bytes; expected: a multiple of 4"));
-  }
-  return absl::OkStatus();
-}
-
-// All fields of a request. With `data_follows` only the slopes have their elements, and nothing is
-// placed.
-void AppendRequest(const AttendRequest& request, const RegionPlacement& placement,
-                   bool data_follows, MessageSlices* slices) {
-  const auto carried = [&](const TensorView& tensor, const Place& place) {
+  Carried operator()(const TensorView& tensor, const Place& place) const {
     const bool inside = !data_follows && !place.has_value();
-    return Carried{.tensor = tensor, .bytes = inside ? TensorBytes(tensor) : 0, .place = place};
-  };
+    return {.tensor = tensor, .bytes = inside ? TensorBytes(tensor) : 0, .place = place};
+  }
+};
+
+TensorView LseView(const AttendBackwardRequest& request) {
+  const std::vector<int64_t>& q = request.forward.q.shape;
+  return {.dtype = DType::kFloat32, .shape = {q[0], q[1]}, .data = request.lse.data()};
+}
+
+// All fields of a forward request but its places.
+void AppendFields(const AttendRequest& request, bool want_lse, const Carriage& carried,
+                  MessageSlices* slices) {
   wire::MessageWriter& writer = slices->writer();
   writer.Packed(RequestNumber::kQLens, request.q_lens);
   writer.Packed(RequestNumber::kKvLens, request.kv_lens);
@@ -181,52 +187,125 @@ void AppendRequest(const AttendRequest& request, const RegionPlacement& placemen
     writer.Float(RequestNumber::kSoftmaxScale, *request.softmax_scale);
   }
   if (request.eps.has_value()) writer.Float(RequestNumber::kEps, *request.eps);
-  writer.Bool(RequestNumber::kWantLse, request.want_lse);
+  writer.Bool(RequestNumber::kWantLse, want_lse);
   if (const auto* alibi = std::get_if<AlibiSlopes>(&request.bias)) {
-    const int64_t q_heads = request.q.shape[1];
-    const auto count = static_cast<int64_t>(alibi->slopes.size());
-    TensorView slopes{.dtype = DType::kFloat32, .shape = {count}, .data = alibi->slopes.data()};
-    if (count != q_heads) slopes.shape = {count / q_heads, q_heads};
+    const TensorView slopes{.dtype = DType::kFloat32,
+                            .shape = ShapeOfSlopes(*alibi, request.q.shape[1]),
+                            .data = alibi->slopes.data()};
     const Carried whole = {.tensor = slopes, .bytes = TensorBytes(slopes)};
     writer.LengthDelimited(RequestNumber::kAlibi, FieldSize(AlibiNumber::kSlopes, whole));
     slices->Append(AlibiNumber::kSlopes, whole);
   } else if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
-    const Carried phi_q = carried(low_rank->phi_q, placement.phi_q);
-    const Carried phi_k = carried(low_rank->phi_k, placement.phi_k);
+    const Carried phi_q = carried(low_rank->phi_q, carried.placement.phi_q);
+    const Carried phi_k = carried(low_rank->phi_k, carried.placement.phi_k);
     writer.LengthDelimited(RequestNumber::kLowRank, FieldSize(LowRankNumber::kPhiQ, phi_q) +
                                                         FieldSize(LowRankNumber::kPhiK, phi_k));
     slices->Append(LowRankNumber::kPhiQ, phi_q);
     slices->Append(LowRankNumber::kPhiK, phi_k);
   }
-  slices->Append(RequestNumber::kQ, carried(request.q, placement.q));
-  slices->Append(RequestNumber::kK, carried(request.k, placement.k));
-  slices->Append(RequestNumber::kV, carried(request.v, placement.v));
-  if (placement.o.has_value()) writer.Place(RequestNumber::kOPlace, *placement.o);
-  if (placement.lse.has_value()) writer.Place(RequestNumber::kLsePlace, *placement.lse);
+  slices->Append(RequestNumber::kQ, carried(request.q, carried.placement.q));
+  slices->Append(RequestNumber::kK, carried(request.k, carried.placement.k));
+  slices->Append(RequestNumber::kV, carried(request.v, carried.placement.v));
+}
+
+void AppendRequest(const AttendRequest& request, const Carriage& carried, MessageSlices* slices) {
+  AppendFields(request, request.want_lse, carried, slices);
+}
+
+void AppendRequest(const AttendBackwardRequest& request, const Carriage& carried,
+                   MessageSlices* slices) {
+  MessageSlices forward = slices->Nested();
+  AppendFields(request.forward, /*want_lse=*/false, carried, &forward);
+  slices->AppendMessage(BackwardRequestNumber::kForward, std::move(forward));
+  slices->writer().Bool(BackwardRequestNumber::kWantBiasGradient, request.want_bias_gradient);
+  const TensorView lse = LseView(request);
+  slices->Append(BackwardRequestNumber::kLse, carried(lse, carried.placement.lse));
+  slices->Append(BackwardRequestNumber::kO, carried(request.o, carried.placement.o));
+  slices->Append(BackwardRequestNumber::kDO, carried(request.d_o, carried.placement.d_o));
+}
+
+template <typename Request>
+grpc::ByteBuffer Encode(const Request& request, const RegionPlacement& placement,
+                        const Answer& answer, TensorLoans& loans) {
+  MessageSlices slices(loans);
+  AppendRequest(request, {.placement = placement}, &slices);
+  for (const AnswerTensor& tensor : answer.tensors) {
+    if (tensor.place.has_value()) slices.writer().Place(tensor.place_number, *tensor.place);
+  }
+  return slices.Take();
+}
+
+template <typename Request>
+grpc::ByteBuffer EncodeHeader(const Request& request, int64_t max_chunk_bytes, TensorLoans& loans) {
+  const RegionPlacement nowhere;
+  MessageSlices message(loans);
+  message.writer().Varint(StreamNumber::kMaxChunkBytes, max_chunk_bytes);
+  MessageSlices header = message.Nested();
+  AppendRequest(request, {.placement = nowhere, .data_follows = true}, &header);
+  message.AppendMessage(StreamNumber::kHeader, std::move(header));
+  return message.Take();
+}
+
+wire::OutgoingTensor Outgoing(int number, const TensorView& tensor) {
+  return {.number = number,
+          .data = static_cast<const char*>(tensor.data),
+          .bytes = TensorBytes(tensor)};
 }
 
 }  // namespace
 
+MethodNames NamesOf(const AttendRequest& /*request*/) {
+  return {.path = wire::kAttendMethod,
+          .stream_path = wire::kAttendStreamMethod,
+          .response = "AttendResponse",
+          .stream_response = "AttendStreamResponse"};
+}
+
+MethodNames NamesOf(const AttendBackwardRequest& /*request*/) {
+  return {.path = wire::kAttendBackwardMethod,
+          .stream_path = wire::kAttendBackwardStreamMethod,
+          .response = "AttendBackwardResponse",
+          .stream_response = "AttendBackwardStreamResponse"};
+}
+
 grpc::ByteBuffer EncodeRequest(const AttendRequest& request, const RegionPlacement& placement,
+                               const Answer& answer, TensorLoans& loans) {
+  return Encode(request, placement, answer, loans);
+}
+
+grpc::ByteBuffer EncodeRequest(const AttendBackwardRequest& request,
+                               const RegionPlacement& placement, const Answer& answer,
                                TensorLoans& loans) {
-  MessageSlices slices(loans);
-  AppendRequest(request, placement, /*data_follows=*/false, &slices);
-  return slices.Take();
+  return Encode(request, placement, answer, loans);
 }
 
 grpc::ByteBuffer EncodeStreamHeader(const AttendRequest& request, int64_t max_chunk_bytes,
                                     TensorLoans& loans) {
-  MessageSlices fields(loans);
-  AppendRequest(request, {}, /*data_follows=*/true, &fields);
-  const grpc::ByteBuffer header = fields.Take();
-  wire::MessageWriter writer;
-  writer.Varint(StreamNumber::kMaxChunkBytes, max_chunk_bytes);
-  writer.LengthDelimited(StreamNumber::kHeader, header.Length());
-  std::vector<grpc::Slice> slices;
-  // Of a buffer that was just made it cannot fail.
-  if (!header.Dump(&slices).ok()) slices.clear();
-  slices.insert(slices.begin(), grpc::Slice(writer.Take()));
-  return grpc::ByteBuffer(slices.data(), slices.size());
+  return EncodeHeader(request, max_chunk_bytes, loans);
+}
+
+grpc::ByteBuffer EncodeStreamHeader(const AttendBackwardRequest& request, int64_t max_chunk_bytes,
+                                    TensorLoans& loans) {
+  return EncodeHeader(request, max_chunk_bytes, loans);
+}
+
+std::vector<wire::OutgoingTensor> OutgoingTensors(const AttendRequest& request) {
+  std::vector<wire::OutgoingTensor> tensors = {Outgoing(wire::kStreamQ, request.q),
+                                               Outgoing(wire::kStreamK, request.k),
+                                               Outgoing(wire::kStreamV, request.v)};
+  if (const auto* low_rank = std::get_if<LowRankFactors>(&request.bias)) {
+    tensors.push_back(Outgoing(wire::kStreamPhiQ, low_rank->phi_q));
+    tensors.push_back(Outgoing(wire::kStreamPhiK, low_rank->phi_k));
+  }
+  return tensors;
+}
+
+std::vector<wire::OutgoingTensor> OutgoingTensors(const AttendBackwardRequest& request) {
+  std::vector<wire::OutgoingTensor> tensors = OutgoingTensors(request.forward);
+  tensors.push_back(Outgoing(wire::kStreamLse, LseView(request)));
+  tensors.push_back(Outgoing(wire::kStreamO, request.o));
+  tensors.push_back(Outgoing(wire::kStreamDO, request.d_o));
+  return tensors;
 }
 
 absl::StatusOr<std::vector<grpc::Slice>> TakeSlices(grpc::ByteBuffer* message) {
@@ -246,80 +325,52 @@ absl::Status NoMessage(absl::Span<const grpc::Slice> slices, const char* type,
                                           type, ": ", reader.error()));
 }
 
-void ReadResponse(wire::MessageReader* reader, ResponseFields* response) {
+void ReadAnswer(const Answer& expected, wire::MessageReader* reader, AnswerFields* fields) {
+  fields->tensors.resize(expected.tensors.size());
   while (reader->Next()) {
-    switch (reader->field()) {
-      case ResponseNumber::kTiming:
-        ReadTiming(reader, &response->timing);
-        break;
-      case ResponseNumber::kLse:
-        wire::ReadTensor("lse.shape", reader, &response->lse);
-        break;
-      case ResponseNumber::kO:
-        wire::ReadTensor("o.shape", reader, &response->o);
-        break;
-      default:
-        reader->Skip();
+    if (reader->field() == ResponseNumber::kTiming) {
+      ReadTiming(reader, &fields->timing);
+      continue;
+    }
+    wire::TensorField* field = nullptr;
+    std::string name;  // for errors
+    for (size_t n = 0; n < expected.tensors.size(); ++n) {
+      if (expected.tensors[n].response_number != reader->field()) continue;
+      field = &fields->tensors[n];
+      name = absl::StrCat(expected.tensors[n].name, ".shape");
+    }
+    if (field != nullptr) {
+      wire::ReadTensor(name.c_str(), reader, field);
+    } else {
+      reader->Skip();
     }
   }
 }
 
-absl::Status CheckResponse(const RequestSummary& request, const ResponseFields& response) {
-  const std::optional<DType> dtype = wire::DTypeFromWire(response.o.dtype);
-  if (!dtype.has_value()) {
-    return absl::InternalError(absl::StrCat("the server answered o of dtype number ",
-                                            response.o.dtype, "; expected: ", Name(request.dtype)));
-  }
-  AnswerSummary answer = {.dtype = *dtype,
-                          .shape = response.o.shape,
-                          .o_bytes = static_cast<int64_t>(response.o.data.size)};
-  if (request.want_lse) {
-    if (absl::Status status = CheckLse(request, response.lse); !status.ok()) return status;
-    answer.lse_values = static_cast<int64_t>(response.lse.data.size / sizeof(float));
-  }
-  return CheckAnswer(request, answer);
-}
-
-absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
-                                          const ResultBuffers& buffers,
-                                          const RegionPlacement& placement,
-                                          grpc::ByteBuffer* message) {
+absl::Status DecodeAnswer(const char* name, grpc::ByteBuffer* message, Answer* answer) {
   const absl::StatusOr<std::vector<grpc::Slice>> slices = TakeSlices(message);
   if (!slices.ok()) return slices.status();
   MessageReader reader(*slices);
-  ResponseFields response;
-  ReadResponse(&reader, &response);
-  if (!reader.ok()) return NoMessage(*slices, "AttendResponse", reader);
-  for (const auto& [name, tensor, place] : {std::tuple{"o", &response.o, &placement.o},
-                                            std::tuple{"lse", &response.lse, &placement.lse}}) {
-    if (absl::Status status = CheckPlace(name, *tensor, *place); !status.ok()) return status;
-  }
-  ResponseFields whole = response;
-  // As if the elements were in the message: those in a region are what their buffer holds.
-  if (placement.o.has_value()) whole.o.data.size = buffers.o.size();
-  if (placement.lse.has_value()) whole.lse.data.size = buffers.lse.size() * sizeof(float);
-  if (absl::Status status = CheckResponse(request, whole); !status.ok()) return status;
+  AnswerFields fields;
+  ReadAnswer(*answer, &reader, &fields);
+  if (!reader.ok()) return NoMessage(*slices, name, reader);
+  absl::Status fits = CheckAnswer(*answer, fields, /*data_follows=*/false);
+  if (!fits.ok()) return fits;
 
-  AttendResult result{
-      .dtype = request.dtype, .shape = std::move(response.o.shape), .timing = response.timing};
-  if (placement.o.has_value()) {
-    // It is there.
-  } else if (!buffers.o.empty()) {
-    const wire::GatherItem o = {.from = response.o.data, .to = buffers.o.data()};
-    wire::Gather(*slices, {&o, 1}, nullptr);
-  } else {
-    wire::AppendTo(*slices, response.o.data, &result.o);
-  }
-  if (request.want_lse && !placement.lse.has_value()) {
-    float* to = buffers.lse.data();
-    if (buffers.lse.empty()) {
-      result.lse.resize(response.lse.data.size / sizeof(float));
-      to = result.lse.data();
+  answer->timing = fields.timing;
+  std::vector<wire::GatherItem> items;
+  for (size_t n = 0; n < fields.tensors.size(); ++n) {
+    AnswerTensor& tensor = answer->tensors[n];
+    const wire::ByteRange data = fields.tensors[n].data;
+    if (tensor.place.has_value()) continue;  // it is there
+    if (tensor.buffer.empty() && !tensor.as_floats) {
+      wire::AppendTo(*slices, data, &tensor.own_bytes);
+    } else {
+      items.push_back({.from = data, .to = tensor.Allocate()});
     }
-    const wire::GatherItem lse = {.from = response.lse.data, .to = to};
-    wire::Gather(*slices, {&lse, 1}, nullptr);
   }
-  return result;
+  wire::Gather(*slices, items, nullptr);
+  return absl::OkStatus();
 }
 
 ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& message) {

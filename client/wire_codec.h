@@ -10,55 +10,63 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "client/answer.h"
 #include "client/attention_types.h"
 #include "client/region_placement.h"
-#include "client/request_validation.h"
 #include "client/tensor_loans.h"
 #include "flashbias/v1/attention.pb.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/slice.h"
 #include "grpcpp/support/status.h"
+#include "wire/chunk_cutter.h"
 #include "wire/message_reader.h"
-#include "wire/tensor_field.h"
 
 namespace flashbias::client {
 
-// The message's bytes; tensors are lent by `loans`, small ones copied, those in regions named.
-// REQUIRES: SummarizeRequest(request) is OK.
+// What differs between the methods with tensors.
+struct MethodNames {
+  const char* path;         // of the call that is whole
+  const char* stream_path;  // of the one in chunks
+  const char* response;     // the message's name
+  const char* stream_response;
+};
+MethodNames NamesOf(const AttendRequest& request);
+MethodNames NamesOf(const AttendBackwardRequest& request);
+
+// The message's bytes; tensors are lent by `loans`, small ones copied, those in regions named, as
+// the places that `answer` has. REQUIRES: SummarizeRequest(request) is OK.
 grpc::ByteBuffer EncodeRequest(const AttendRequest& request, const RegionPlacement& placement,
+                               const Answer& answer, TensorLoans& loans);
+grpc::ByteBuffer EncodeRequest(const AttendBackwardRequest& request,
+                               const RegionPlacement& placement, const Answer& answer,
                                TensorLoans& loans);
 
-// Consumes `message`. The tensors go to `buffers` where those are given, else into the result;
-// those in regions are there already. INTERNAL: the message is no answer to the request; nothing
-// was written to `buffers` outside of regions. REQUIRES: CheckBuffers(request, buffers) is OK.
-absl::StatusOr<AttendResult> DecodeResult(const RequestSummary& request,
-                                          const ResultBuffers& buffers,
-                                          const RegionPlacement& placement,
-                                          grpc::ByteBuffer* message);
+// Consumes `message`, of the type `name`. The tensors go where `answer` says; those in regions are
+// there already. INTERNAL: the message is no answer to the request; nothing was written to buffers
+// outside of regions.
+absl::Status DecodeAnswer(const char* name, grpc::ByteBuffer* message, Answer* answer);
 
-// The first message of a stream: an AttendStreamRequest with all but the tensors' elements; those
-// of large slopes are lent by `loans`. REQUIRES: as EncodeRequest.
+// The first message of a stream, with all but the tensors' elements; those of large slopes are lent
+// by `loans`. REQUIRES: as EncodeRequest.
 grpc::ByteBuffer EncodeStreamHeader(const AttendRequest& request, int64_t max_chunk_bytes,
                                     TensorLoans& loans);
+grpc::ByteBuffer EncodeStreamHeader(const AttendBackwardRequest& request, int64_t max_chunk_bytes,
+                                    TensorLoans& loans);
 
-// An AttendResponse; its tensors' elements are ranges of the message it came in.
-struct ResponseFields {
-  Timing timing = {};
-  wire::TensorField o = {};
-  wire::TensorField lse = {};
-};
+// The tensors of the chunks that follow.
+std::vector<wire::OutgoingTensor> OutgoingTensors(const AttendRequest& request);
+std::vector<wire::OutgoingTensor> OutgoingTensors(const AttendBackwardRequest& request);
 
-// The steps of DecodeResult, which a streamed answer takes too.
+// The steps of DecodeAnswer, which a streamed answer takes too.
 //
 // The slices of `message`, which is cleared.
 absl::StatusOr<std::vector<grpc::Slice>> TakeSlices(grpc::ByteBuffer* message);
-// Reads the fields of an AttendResponse, merged into `response`. Outcome: reader->ok().
-void ReadResponse(wire::MessageReader* reader, ResponseFields* response);
+// Reads the fields of a response, merged into `fields`, which has one of each tensor of `expected`.
+// Outcome: reader->ok().
+void ReadAnswer(const Answer& expected, wire::MessageReader* reader, AnswerFields* fields);
 // INTERNAL: that the message is no `type`, and why.
 absl::Status NoMessage(absl::Span<const grpc::Slice> slices, const char* type,
                        const wire::MessageReader& reader);
-// INTERNAL: dtypes, shapes or sizes are not those that the request asks for.
-absl::Status CheckResponse(const RequestSummary& request, const ResponseFields& response);
 
 ServerInfo DecodeServerInfo(const v1::GetServerInfoResponse& message);
 

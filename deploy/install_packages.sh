@@ -19,6 +19,8 @@ packages=(
   prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev
   # SIMD and threads of the CPU backend
   libhwy-dev libtbb-dev
+  # matrix products of the client's example
+  libeigen3-dev
   # tests and benchmarks
   libgmock-dev libgtest-dev libbenchmark-dev
 )

@@ -43,6 +43,7 @@ int64_t EstimateScoreElements(const AttentionProblem& problem) {
       total += sum * copies * static_cast<double>(q_len) / static_cast<double>(samples);
     }
   }
+  if (problem.direction == Direction::kBackward) total *= kBackwardWork;
   constexpr double kLimit = 9.2e18;  // just under INT64_MAX
   if (!(total < kLimit)) return std::numeric_limits<int64_t>::max();
   return std::max<int64_t>(1, static_cast<int64_t>(total));

@@ -22,7 +22,9 @@ double ExpectedReach(double slope, double log_eps);
 double ExpectedKeys(const AttentionProblem& problem, int64_t sequence, int head, int64_t q_row);
 
 // Estimated score elements (query row, key) over all heads and sequences, at least 1, saturating at
-// INT64_MAX.
+// INT64_MAX. One of a backward problem counts kBackwardWork times: its two passes make seven
+// products of the size of a head where the forward pass makes two.
+inline constexpr double kBackwardWork = 3.5;
 int64_t EstimateScoreElements(const AttentionProblem& problem);
 
 }  // namespace flashbias

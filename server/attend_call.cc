@@ -17,6 +17,14 @@ grpc::Status ToGrpc(const absl::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
 }
 
+Method MethodOf(Direction direction) {
+  return direction == Direction::kForward ? Method::kAttend : Method::kAttendBackward;
+}
+
+Method StreamMethodOf(Direction direction) {
+  return direction == Direction::kForward ? Method::kAttendStream : Method::kAttendBackwardStream;
+}
+
 Transport TransportOf(const grpc::CallbackServerContext& context) {
   return absl::StartsWith(context.peer(), "unix") ? Transport::kUnix : Transport::kTcp;
 }

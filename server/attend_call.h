@@ -1,5 +1,5 @@
-// What calls to Attend and to AttendStream have in common: how an outcome becomes gRPC's status,
-// metadata and our metrics.
+// What calls for attention and for gradients, whole and in chunks, have in common: how an outcome
+// becomes gRPC's status, metadata and our metrics.
 //
 // Free functions, thread-safe.
 #ifndef FLASHBIAS_SERVER_ATTEND_CALL_H_
@@ -20,6 +20,9 @@ namespace flashbias::server {
 inline constexpr absl::Duration kMemoryRetryAfter = absl::Milliseconds(100);
 
 grpc::Status ToGrpc(const absl::Status& status);
+// Of a call that is whole, and of one in chunks.
+Method MethodOf(Direction direction);
+Method StreamMethodOf(Direction direction);
 Transport TransportOf(const grpc::CallbackServerContext& context);
 // Of a request that was refused before it was queued.
 RejectReason ReasonOf(const absl::Status& status);

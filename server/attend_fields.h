@@ -1,5 +1,6 @@
-// The fields of an AttendRequest as they came, before anything was checked. Small fields are
-// copied; of tensors' elements only their place in the message or in a region is known.
+// The fields of an AttendRequest or AttendBackwardRequest as they came, before anything was
+// checked. Small fields are copied; of tensors' elements only their place in the message or in a
+// region is known.
 //
 // Thread-safety: plain values.
 #ifndef FLASHBIAS_SERVER_ATTEND_FIELDS_H_
@@ -14,6 +15,19 @@
 namespace flashbias::server {
 
 enum class WireBias { kNone, kAlibi, kLowRank };
+
+// What an AttendBackwardRequest has beside its forward request.
+struct BackwardFields {
+  bool want_bias_gradient = false;
+  wire::TensorField lse;
+  wire::TensorField o;
+  wire::TensorField d_o;
+  std::optional<wire::RegionPlace> dq_place;
+  std::optional<wire::RegionPlace> dk_place;
+  std::optional<wire::RegionPlace> dv_place;
+  std::optional<wire::RegionPlace> dphi_q_place;
+  std::optional<wire::RegionPlace> dphi_k_place;
+};
 
 struct AttendFields {
   // The header of a stream: tensors but the slopes have no elements yet.
@@ -36,6 +50,8 @@ struct AttendFields {
   wire::TensorField v;
   std::optional<wire::RegionPlace> o_place;
   std::optional<wire::RegionPlace> lse_place;
+  // Present: all of the above is the forward request of an AttendBackwardRequest.
+  std::optional<BackwardFields> backward;
 };
 
 }  // namespace flashbias::server

@@ -12,6 +12,7 @@ namespace flashbias::server {
 namespace {
 
 using wire::AlibiNumber;
+using wire::BackwardRequestNumber;
 using wire::LowRankNumber;
 using wire::MessageReader;
 using wire::RequestNumber;
@@ -108,6 +109,55 @@ void ReadField(MessageReader* reader, AttendFields* fields) {
   }
 }
 
+// A field of an AttendBackwardRequest.
+void ReadBackwardField(MessageReader* reader, AttendFields* fields) {
+  BackwardFields* const backward = &*fields->backward;
+  switch (reader->field()) {
+    case BackwardRequestNumber::kForward:
+      return reader->ReadMessage([&] {
+        while (reader->Next()) ReadField(reader, fields);
+      });
+    case BackwardRequestNumber::kWantBiasGradient:
+      reader->ReadBool(&backward->want_bias_gradient);
+      return;
+    case BackwardRequestNumber::kLse:
+      return wire::ReadTensor("lse.shape", reader, &backward->lse);
+    case BackwardRequestNumber::kO:
+      return wire::ReadTensor("o.shape", reader, &backward->o);
+    case BackwardRequestNumber::kDO:
+      return wire::ReadTensor("d_o.shape", reader, &backward->d_o);
+    case BackwardRequestNumber::kDQPlace:
+      return ReadOptionalPlace(reader, &backward->dq_place);
+    case BackwardRequestNumber::kDKPlace:
+      return ReadOptionalPlace(reader, &backward->dk_place);
+    case BackwardRequestNumber::kDVPlace:
+      return ReadOptionalPlace(reader, &backward->dv_place);
+    case BackwardRequestNumber::kDPhiQPlace:
+      return ReadOptionalPlace(reader, &backward->dphi_q_place);
+    case BackwardRequestNumber::kDPhiKPlace:
+      return ReadOptionalPlace(reader, &backward->dphi_k_place);
+    default:
+      return reader->Skip();
+  }
+}
+
+AttendFields EmptyFields(Direction direction) {
+  AttendFields fields;
+  if (direction == Direction::kBackward) fields.backward.emplace();
+  return fields;
+}
+
+// All fields of the message at whose beginning `reader` stands.
+void ReadFields(MessageReader* reader, AttendFields* fields) {
+  while (reader->Next()) {
+    if (fields->backward.has_value()) {
+      ReadBackwardField(reader, fields);
+    } else {
+      ReadField(reader, fields);
+    }
+  }
+}
+
 absl::Status NoMessage(absl::Span<const grpc::Slice> slices, const char* type,
                        const MessageReader& reader) {
   size_t bytes = 0;
@@ -117,13 +167,16 @@ absl::Status NoMessage(absl::Span<const grpc::Slice> slices, const char* type,
 }
 
 // Of a oneof only the member that came last counts; the same one again merges.
-void ReadStreamField(MessageReader* reader, StreamMessage* message) {
+void ReadStreamField(Direction direction, MessageReader* reader, StreamMessage* message) {
   switch (reader->field()) {
     case StreamNumber::kHeader:
       return reader->ReadMessage([&] {
         message->chunk.reset();
-        if (!message->header.has_value()) message->header.emplace().data_follows = true;
-        while (reader->Next()) ReadField(reader, &*message->header);
+        if (!message->header.has_value()) {
+          message->header = EmptyFields(direction);
+          message->header->data_follows = true;
+        }
+        ReadFields(reader, &*message->header);
       });
     case StreamNumber::kChunk: {
       wire::Chunk chunk = message->chunk.value_or(wire::Chunk());
@@ -143,20 +196,26 @@ void ReadStreamField(MessageReader* reader, StreamMessage* message) {
 
 }  // namespace
 
-absl::StatusOr<AttendFields> ReadAttendRequest(absl::Span<const grpc::Slice> slices) {
-  AttendFields fields;
+absl::StatusOr<AttendFields> ReadAttendRequest(Direction direction,
+                                               absl::Span<const grpc::Slice> slices) {
+  AttendFields fields = EmptyFields(direction);
   MessageReader reader(slices);
-  while (reader.Next()) ReadField(&reader, &fields);
+  ReadFields(&reader, &fields);
   if (reader.ok()) return fields;
-  return NoMessage(slices, "AttendRequest", reader);
+  return NoMessage(
+      slices, direction == Direction::kForward ? "AttendRequest" : "AttendBackwardRequest", reader);
 }
 
-absl::StatusOr<StreamMessage> ReadAttendStreamRequest(absl::Span<const grpc::Slice> slices) {
+absl::StatusOr<StreamMessage> ReadAttendStreamRequest(Direction direction,
+                                                      absl::Span<const grpc::Slice> slices) {
   StreamMessage message;
   MessageReader reader(slices);
-  while (reader.Next()) ReadStreamField(&reader, &message);
+  while (reader.Next()) ReadStreamField(direction, &reader, &message);
   if (reader.ok()) return message;
-  return NoMessage(slices, "AttendStreamRequest", reader);
+  return NoMessage(
+      slices,
+      direction == Direction::kForward ? "AttendStreamRequest" : "AttendBackwardStreamRequest",
+      reader);
 }
 
 }  // namespace flashbias::server

@@ -25,8 +25,11 @@ namespace flashbias::server {
 // then by OnWriteDone (a write is always under way or being handled).
 class AttendStreams::Call final : public Reactor {
  public:
-  Call(AttendStreams* streams, grpc::CallbackServerContext* context)
-      : streams_(streams), context_(context), arrival_(streams->clock_->Now()) {
+  Call(AttendStreams* streams, Direction direction, grpc::CallbackServerContext* context)
+      : streams_(streams),
+        direction_(direction),
+        context_(context),
+        arrival_(streams->clock_->Now()) {
     streams_->metrics_->CallStarted();
   }
 
@@ -143,7 +146,7 @@ class AttendStreams::Call final : public Reactor {
       return Refuse(absl::InternalError("the message's bytes cannot be had from the transport"));
     }
     message_.Clear();
-    absl::StatusOr<StreamMessage> message = ReadAttendStreamRequest(slices);
+    absl::StatusOr<StreamMessage> message = ReadAttendStreamRequest(direction_, slices);
     if (!message.ok()) return Refuse(message.status());
     if (!has_header_) {
       if (!message->header.has_value()) {
@@ -189,9 +192,7 @@ class AttendStreams::Call final : public Reactor {
         ParseAttendFields(*std::move(message.header), std::move(slices), streams_->limits_);
     if (!parsed.ok()) return Refuse(parsed.status());
 
-    const ValidatedAttend& valid = parsed->valid;
-    const int64_t bytes = valid.q_bytes + 2 * valid.kv_bytes + valid.phi_q_bytes +
-                          valid.phi_k_bytes + valid.o_bytes + valid.lse_bytes;
+    const int64_t bytes = parsed->valid.tensors.bytes();
     std::shared_ptr<void> held = streams_->budget_->Reserve(bytes);
     if (held == nullptr) {
       return Refuse(
@@ -305,14 +306,16 @@ class AttendStreams::Call final : public Reactor {
       metrics.SentMessage(sent_bytes_);
     }
     const absl::Duration total = streams_->clock_->Now() - arrival_;
-    metrics.CallFinished(Method::kAttendStream, TransportOf(*context_), status_.code(), total);
+    metrics.CallFinished(StreamMethodOf(direction_), TransportOf(*context_), status_.code(), total);
     if (LogEnabled(LogLevel::kDebug)) {
-      Log(LogLevel::kDebug, "attend stream",
+      Log(LogLevel::kDebug,
+          direction_ == Direction::kForward ? "attend stream" : "attend backward stream",
           {{"peer", context_->peer()}, {"status", status_.ToString()}, {"duration", total}});
     }
   }
 
   AttendStreams* const streams_;
+  const Direction direction_;
   grpc::CallbackServerContext* const context_;
   const absl::Time arrival_;
 
@@ -356,8 +359,9 @@ AttendStreams::AttendStreams(const AttendLimits& limits, HostAllocator* host_all
   metrics_->WatchStreams([budget = budget_] { return budget->reserved(); });
 }
 
-AttendStreams::Reactor* AttendStreams::Begin(grpc::CallbackServerContext* context) {
-  auto* const call = new Call(this, context);
+AttendStreams::Reactor* AttendStreams::Begin(Direction direction,
+                                             grpc::CallbackServerContext* context) {
+  auto* const call = new Call(this, direction, context);
   {
     MutexLock lock(&mutex_);
     calls_.insert(call);

@@ -1,5 +1,5 @@
-// Calls to AttendStream: tensors arrive in chunks, each copied straight to where the backend reads
-// it; the answer leaves in chunks that refer to where the backend wrote it.
+// Calls to AttendStream and AttendBackwardStream: tensors arrive in chunks, each copied straight to
+// where the backend reads it; the answer leaves in chunks that refer to where the backend wrote it.
 //
 //   header -> memory for everything is reserved -> chunks -> queue -> batch -> header, chunks
 //
@@ -22,6 +22,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "kernels/attention_problem.h"
 #include "kernels/host_memory.h"
 #include "server/attend_validation.h"
 #include "server/clock.h"
@@ -45,7 +46,8 @@ class AttendStreams {
   AttendStreams& operator=(const AttendStreams&) = delete;
 
   // A new call; gRPC owns it in effect.
-  Reactor* Begin(grpc::CallbackServerContext* context) ABSL_LOCKS_EXCLUDED(mutex_);
+  Reactor* Begin(Direction direction, grpc::CallbackServerContext* context)
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Finishes with UNAVAILABLE every call whose data has not all come. For a scheduler that drains.
   void RefuseIncomplete() ABSL_LOCKS_EXCLUDED(mutex_);

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "wire/contract.h"
 
 namespace flashbias::server {
@@ -340,38 +341,206 @@ absl::Status CheckLowRank(const AttendFields& fields, const AttendLimits& limits
   return absl::OkStatus();
 }
 
-// The answer of a stream comes in chunks.
-absl::Status CheckNoPlaces(const AttendFields& fields) {
+// A tensor that has shape and dtype of q.
+absl::Status CheckLikeQ(const char* name, const wire::TensorField& tensor,
+                        const AttendFields& fields, const AttendLimits& limits) {
+  const absl::StatusOr<DType> dtype =
+      CheckTensor(name, tensor, "[total_q, num_q_heads, head_dim]", fields.q.shape.size(),
+                  limits.dtypes, fields.data_follows);
+  if (!dtype.ok()) return dtype.status();
+  if (tensor.dtype != fields.q.dtype) {
+    return Invalid(name, ".dtype is ", Name(*dtype), "; accepted: that of q, ",
+                   Name(*wire::DTypeFromWire(fields.q.dtype)));
+  }
+  if (tensor.shape != fields.q.shape) {
+    return Invalid(name, ".shape is ", ShapeText(tensor.shape), "; accepted: that of q, ",
+                   ShapeText(fields.q.shape));
+  }
+  return absl::OkStatus();
+}
+
+// What came beside the forward request, once that was checked.
+absl::Status CheckBackward(const AttendFields& fields, const AttendLimits& limits,
+                           AttentionProblem* problem) {
+  problem->direction = Direction::kBackward;
+  const BackwardFields& backward = *fields.backward;
+  if (fields.want_lse) {
+    return Invalid("want_lse is set; accepted: not with gradients, which take the lse as it was");
+  }
   for (const auto& [name, place] :
        {std::pair{"o_place", fields.o_place}, std::pair{"lse_place", fields.lse_place}}) {
     if (place.has_value()) {
+      return Invalid(name, " is set; accepted: places of gradients: dq_place, dk_place, dv_place");
+    }
+  }
+  if (backward.want_bias_gradient && fields.bias == WireBias::kNone) {
+    return Invalid("want_bias_gradient is set without a bias; accepted: with alibi or low_rank");
+  }
+  constexpr DType kFloat[] = {DType::kFloat32};
+  const absl::StatusOr<DType> lse =
+      CheckTensor("lse", backward.lse, "[total_q, num_q_heads]", 2, kFloat, fields.data_follows);
+  if (!lse.ok()) return lse.status();
+  if (backward.lse.shape[0] != problem->total_q || backward.lse.shape[1] != problem->num_q_heads) {
+    return Invalid("lse.shape is ", ShapeText(backward.lse.shape), "; accepted: [",
+                   problem->total_q, ", ", problem->num_q_heads, "]");
+  }
+  absl::Status like = CheckLikeQ("o", backward.o, fields, limits);
+  if (like.ok()) like = CheckLikeQ("d_o", backward.d_o, fields, limits);
+  return like;
+}
+
+InputTensor Input(TensorSet tensor, const char* name, int stream_number,
+                  const wire::TensorField& field) {
+  InputTensor input;
+  input.tensor = tensor;
+  input.name = name;
+  input.stream_number = stream_number;
+  input.dtype = *wire::DTypeFromWire(field.dtype);
+  input.bytes = TensorBytes(field);
+  input.data = field.data;
+  input.place = field.place;
+  return input;
+}
+
+// REQUIRES: all tensors were checked.
+std::vector<InputTensor> InputsOf(const AttendFields& fields) {
+  std::vector<InputTensor> inputs = {Input(kTensorQ, "q", wire::kStreamQ, fields.q),
+                                     Input(kTensorK, "k", wire::kStreamK, fields.k),
+                                     Input(kTensorV, "v", wire::kStreamV, fields.v)};
+  if (fields.bias == WireBias::kLowRank) {
+    inputs.push_back(Input(kTensorPhiQ, "low_rank.phi_q", wire::kStreamPhiQ, fields.phi_q));
+    inputs.push_back(Input(kTensorPhiK, "low_rank.phi_k", wire::kStreamPhiK, fields.phi_k));
+  }
+  if (fields.backward.has_value()) {
+    inputs.push_back(Input(kTensorLse, "lse", wire::kStreamLse, fields.backward->lse));
+    inputs.push_back(Input(kTensorO, "o", wire::kStreamO, fields.backward->o));
+    inputs.push_back(Input(kTensorDO, "d_o", wire::kStreamDO, fields.backward->d_o));
+  }
+  return inputs;
+}
+
+// An output; of `place` and its name only where the contract has one.
+OutputTensor Output(TensorSet tensor, const char* name, int stream_number, int response_number,
+                    DType dtype, absl::Span<const int64_t> shape, const char* place_name = "",
+                    const std::optional<wire::RegionPlace>& place = {}) {
+  OutputTensor output;
+  output.tensor = tensor;
+  output.name = name;
+  output.stream_number = stream_number;
+  output.dtype = dtype;
+  output.bytes = static_cast<int64_t>(SizeOf(dtype));
+  for (const int64_t extent : shape) output.bytes *= extent;
+  output.response_number = response_number;
+  output.shape.assign(shape.begin(), shape.end());
+  output.place_name = place_name;
+  output.place = place;
+  return output;
+}
+
+// REQUIRES: the inputs' sizes are known to be those of what came or to lie within their limits;
+// each output is at most twice as large as an input (float32 for 16 bits), so no product overflows.
+std::vector<OutputTensor> OutputsOf(const AttendFields& fields, const AttentionProblem& problem) {
+  std::vector<OutputTensor> outputs;
+  if (!fields.backward.has_value()) {
+    using Number = wire::ResponseNumber;
+    if (fields.want_lse) {
+      outputs.push_back(Output(kTensorLse, "lse", wire::kStreamLse, Number::kLse, DType::kFloat32,
+                               {problem.total_q, problem.num_q_heads}, "lse_place",
+                               fields.lse_place));
+    }
+    outputs.push_back(Output(kTensorO, "o", wire::kStreamO, Number::kO, problem.dtype,
+                             fields.q.shape, "o_place", fields.o_place));
+    return outputs;
+  }
+  using Number = wire::BackwardResponseNumber;
+  const BackwardFields& backward = *fields.backward;
+  if (backward.want_bias_gradient && fields.bias == WireBias::kAlibi) {
+    outputs.push_back(Output(kTensorDSlopes, "dslopes", wire::kStreamDSlopes, Number::kDSlopes,
+                             DType::kFloat32, fields.slopes.shape));
+  }
+  if (backward.want_bias_gradient && fields.bias == WireBias::kLowRank) {
+    outputs.push_back(Output(kTensorDPhiQ, "dphi_q", wire::kStreamDPhiQ, Number::kDPhiQ,
+                             DType::kFloat32, fields.phi_q.shape, "dphi_q_place",
+                             backward.dphi_q_place));
+    outputs.push_back(Output(kTensorDPhiK, "dphi_k", wire::kStreamDPhiK, Number::kDPhiK,
+                             DType::kFloat32, fields.phi_k.shape, "dphi_k_place",
+                             backward.dphi_k_place));
+  }
+  outputs.push_back(Output(kTensorDQ, "dq", wire::kStreamDQ, Number::kDQ, problem.dtype,
+                           fields.q.shape, "dq_place", backward.dq_place));
+  outputs.push_back(Output(kTensorDK, "dk", wire::kStreamDK, Number::kDK, problem.dtype,
+                           fields.k.shape, "dk_place", backward.dk_place));
+  outputs.push_back(Output(kTensorDV, "dv", wire::kStreamDV, Number::kDV, problem.dtype,
+                           fields.v.shape, "dv_place", backward.dv_place));
+  return outputs;
+}
+
+struct NamedPlace {
+  const char* name;
+  bool present;
+};
+
+std::vector<NamedPlace> PlacesOf(const AttendFields& fields) {
+  if (!fields.backward.has_value()) {
+    return {{"o_place", fields.o_place.has_value()}, {"lse_place", fields.lse_place.has_value()}};
+  }
+  const BackwardFields& backward = *fields.backward;
+  return {{"dq_place", backward.dq_place.has_value()},
+          {"dk_place", backward.dk_place.has_value()},
+          {"dv_place", backward.dv_place.has_value()},
+          {"dphi_q_place", backward.dphi_q_place.has_value()},
+          {"dphi_k_place", backward.dphi_k_place.has_value()}};
+}
+
+// That every place is of an output; none is in a stream, whose answer comes in chunks.
+absl::Status CheckPlaces(const AttendFields& fields, absl::Span<const OutputTensor> outputs) {
+  for (const NamedPlace& place : PlacesOf(fields)) {
+    if (!place.present) continue;
+    if (fields.data_follows) {
       return Invalid(
-          name, " is set; accepted: none in the header of a stream, whose answer comes in chunks");
+          place.name,
+          " is set; accepted: none in the header of a stream, whose answer comes in chunks");
+    }
+    bool wanted = false;
+    for (const OutputTensor& output : outputs) {
+      wanted = wanted || absl::string_view(output.place_name) == place.name;
+    }
+    if (!wanted) {
+      return Invalid(place.name, " is set; accepted: only with ",
+                     fields.backward.has_value() ? "low_rank and want_bias_gradient" : "want_lse");
     }
   }
   return absl::OkStatus();
 }
 
+absl::Status StreamTooLarge(absl::string_view what, int64_t bytes, const AttendLimits& limits) {
+  return absl::ResourceExhaustedError(absl::StrCat(what, " would take ", bytes,
+                                                   " bytes; the limit is ", limits.max_stream_bytes,
+                                                   " bytes a stream"));
+}
+
 // Before a sum of sizes that nobody sent yet is made, or a product of the counts behind them.
-absl::Status CheckStreamBytes(const AttendFields& fields, const ValidatedAttend& valid,
-                              const AttendLimits& limits) {
-  const int64_t limit = limits.max_stream_bytes;
-  const auto too_much = [&](const char* what, int64_t bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        what, " would take ", bytes, " bytes; the limit is ", limit, " bytes a stream"));
-  };
-  for (const auto& [name, bytes] : {std::pair{"q", valid.q_bytes}, std::pair{"k", valid.kv_bytes},
-                                    std::pair{"low_rank.phi_q", valid.phi_q_bytes},
-                                    std::pair{"low_rank.phi_k", valid.phi_k_bytes}}) {
-    if (bytes > limit) return too_much(name, bytes);
+absl::Status CheckStreamInputs(absl::Span<const InputTensor> inputs, const AttendLimits& limits) {
+  for (const InputTensor& input : inputs) {
+    if (input.bytes > limits.max_stream_bytes) {
+      return StreamTooLarge(input.name, input.bytes, limits);
+    }
   }
-  const int64_t lse = fields.want_lse ? valid.problem.total_q * valid.problem.num_q_heads *
-                                            static_cast<int64_t>(sizeof(float))
-                                      : 0;
-  const int64_t all =
-      2 * valid.q_bytes + 2 * valid.kv_bytes + valid.phi_q_bytes + valid.phi_k_bytes + lse;
-  if (all > limit) return too_much("q, k, v, the factors, o and lse", all);
   return absl::OkStatus();
+}
+
+absl::Status CheckResponseBytes(absl::Span<const OutputTensor> outputs,
+                                const AttendLimits& limits) {
+  int64_t bytes = kResponseOverheadBytes;
+  for (const OutputTensor& output : outputs) bytes += output.place.has_value() ? 0 : output.bytes;
+  if (bytes <= limits.max_message_bytes) return absl::OkStatus();
+  const std::string sizes =
+      absl::StrJoin(outputs, ", ", [](std::string* out, const OutputTensor& output) {
+        absl::StrAppend(out, output.name, " ", output.bytes);
+      });
+  return absl::ResourceExhaustedError(absl::StrCat("the response would take up to ", bytes,
+                                                   " bytes (", sizes, "); the limit is ",
+                                                   limits.max_message_bytes, " bytes a message"));
 }
 
 }  // namespace
@@ -390,33 +559,21 @@ absl::StatusOr<ValidatedAttend> ValidateAttend(const AttendFields& fields,
   if (status.ok() && fields.bias == WireBias::kLowRank) {
     status = CheckLowRank(fields, limits, &problem);
   }
+  if (status.ok() && fields.backward.has_value()) status = CheckBackward(fields, limits, &problem);
   if (!status.ok()) return status;
-  valid.q_bytes = TensorBytes(fields.q);
-  valid.kv_bytes = TensorBytes(fields.k);
-  if (problem.bias_kind == BiasKind::kLowRank) {
-    valid.phi_q_bytes = TensorBytes(fields.phi_q);
-    valid.phi_k_bytes = TensorBytes(fields.phi_k);
-  }
-  if (fields.data_follows) {
-    status = CheckNoPlaces(fields);
-    if (!status.ok()) return status;
-    if (status = CheckStreamBytes(fields, valid, limits); !status.ok()) return status;
-  }
 
-  // o has the size of q, which came over the wire or is bounded, and lse has at most 4 bytes for
-  // every element of q: neither product can overflow.
-  valid.o_bytes = valid.q_bytes;
-  if (fields.want_lse) {
-    valid.lse_bytes = problem.total_q * problem.num_q_heads * static_cast<int64_t>(sizeof(float));
+  AttendTensors& tensors = valid.tensors;
+  tensors.inputs = InputsOf(fields);
+  if (fields.data_follows) status = CheckStreamInputs(tensors.inputs, limits);
+  if (!status.ok()) return status;
+  tensors.outputs = OutputsOf(fields, problem);
+  if (status = CheckPlaces(fields, tensors.outputs); !status.ok()) return status;
+  if (!fields.data_follows) {
+    status = CheckResponseBytes(tensors.outputs, limits);
+  } else if (tensors.bytes() > limits.max_stream_bytes) {
+    status = StreamTooLarge("the tensors of request and answer together", tensors.bytes(), limits);
   }
-  const int64_t response_bytes = (fields.o_place.has_value() ? 0 : valid.o_bytes) +
-                                 (fields.lse_place.has_value() ? 0 : valid.lse_bytes) +
-                                 kResponseOverheadBytes;
-  if (!fields.data_follows && response_bytes > limits.max_message_bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the response would take up to ", response_bytes, " bytes (o ", valid.o_bytes, ", lse ",
-        valid.lse_bytes, "); the limit is ", limits.max_message_bytes, " bytes a message"));
-  }
+  if (!status.ok()) return status;
   return valid;
 }
 

@@ -17,6 +17,7 @@
 #include "absl/types/span.h"
 #include "kernels/attention_problem.h"
 #include "server/attend_fields.h"
+#include "server/attend_tensors.h"
 
 namespace flashbias::server {
 
@@ -24,7 +25,7 @@ namespace flashbias::server {
 inline constexpr int64_t kMaxHeads = 65536;
 // The contract's limit; --max_sequences may lower it.
 inline constexpr int64_t kMaxSequences = 65536;
-// Upper bound of what an AttendResponse holds besides the elements of o and lse.
+// Upper bound of what a response holds besides the elements of its tensors.
 inline constexpr int64_t kResponseOverheadBytes = 512;
 // Of a tensor in a region: far beyond any region, and no sum or multiple of it overflows.
 inline constexpr int64_t kMaxRegionTensorBytes = int64_t{1} << 48;
@@ -45,13 +46,7 @@ struct ValidatedAttend {
   AttentionProblem problem;
   std::vector<Sequence> sequences;
   int64_t num_slopes = 0;  // 0: no ALiBi
-  // Of the tensors, those of the factors where there are any; the slopes apart.
-  int64_t q_bytes = 0;
-  int64_t kv_bytes = 0;  // of k, and of v
-  int64_t phi_q_bytes = 0;
-  int64_t phi_k_bytes = 0;
-  int64_t o_bytes = 0;    // in the response or at its place
-  int64_t lse_bytes = 0;  // 0: not wanted
+  AttendTensors tensors;   // all but the slopes
 };
 
 // INVALID_ARGUMENT naming the field, what came and what is accepted; RESOURCE_EXHAUSTED where the

@@ -6,7 +6,8 @@ namespace flashbias::server {
 
 BatchKey KeyOf(const AttentionProblem& problem) {
   const int padded = problem.head_dim <= 32 ? 32 : problem.head_dim <= 64 ? 64 : 128;
-  return {.dtype = problem.dtype,
+  return {.direction = problem.direction,
+          .dtype = problem.dtype,
           .padded_head_dim = padded,
           .bias_kind = problem.bias_kind,
           .device = problem.device};

@@ -18,6 +18,7 @@ namespace flashbias::server {
 // Requests share a batch when their keys are equal; lengths, head counts, slopes, positions and
 // masks may differ.
 struct BatchKey {
+  Direction direction = Direction::kForward;
   DType dtype = DType::kFloat32;
   int padded_head_dim = 0;  // 32, 64 or 128
   BiasKind bias_kind = BiasKind::kNone;
@@ -25,8 +26,8 @@ struct BatchKey {
 
   friend bool operator==(const BatchKey&, const BatchKey&) = default;
   friend bool operator<(const BatchKey& a, const BatchKey& b) {
-    return std::tie(a.dtype, a.padded_head_dim, a.bias_kind, a.device) <
-           std::tie(b.dtype, b.padded_head_dim, b.bias_kind, b.device);
+    return std::tie(a.direction, a.dtype, a.padded_head_dim, a.bias_kind, a.device) <
+           std::tie(b.direction, b.dtype, b.padded_head_dim, b.bias_kind, b.device);
   }
 };
 

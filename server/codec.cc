@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "server/attend_reader.h"
+#include "server/attend_tensors.h"
 #include "wire/contract.h"
 #include "wire/gather.h"
 #include "wire/message_writer.h"
@@ -22,17 +23,17 @@ class AttendStorage final : public ProblemStorage {
   // Once the problem has run.
   void ReleaseInputs() {
     upload = nullptr;
-    inputs = HostBlock();
+    input_block = HostBlock();
     regions.clear();
   }
 
   std::shared_ptr<void> keeps;          // first: it goes when the blocks have gone
-  HostBlock inputs;                     // q, k, v and the factors
-  std::unique_ptr<UploadAhead> upload;  // of `inputs`, or null
-  HostBlock outputs;  // o, then lse; not initialised: the backend writes every element
+  HostBlock input_block;                // the inputs that are in no region
+  std::unique_ptr<UploadAhead> upload;  // of `input_block`, or null
+  // The outputs that are in no region; not initialised: the backend writes every element.
+  HostBlock output_block;
   std::vector<std::shared_ptr<const Region>> regions;
-  std::optional<wire::RegionPlace> o_place;    // null: in `outputs`
-  std::optional<wire::RegionPlace> lse_place;  // null: in `outputs`
+  std::vector<OutputTensor> outputs;
   std::vector<Sequence> sequences;
   std::vector<float> slopes;
 };
@@ -62,7 +63,8 @@ grpc::Slice SliceOver(void* data, uint64_t bytes, const std::shared_ptr<ProblemS
       reference);
 }
 
-std::string EncodeTiming(const ResponseTiming& timing) {
+// Field 1 of every response.
+void WriteTiming(const ResponseTiming& timing, wire::MessageWriter* message) {
   wire::MessageWriter writer;
   writer.Double(TimingNumber::kReceiveSeconds, absl::ToDoubleSeconds(timing.receive));
   writer.Double(TimingNumber::kQueueSeconds, absl::ToDoubleSeconds(timing.queue));
@@ -74,12 +76,14 @@ std::string EncodeTiming(const ResponseTiming& timing) {
   writer.Double(TimingNumber::kUploadSeconds, absl::ToDoubleSeconds(timing.stats.upload));
   writer.Double(TimingNumber::kKernelSeconds, absl::ToDoubleSeconds(timing.stats.kernel));
   writer.Double(TimingNumber::kDownloadSeconds, absl::ToDoubleSeconds(timing.stats.download));
-  return writer.Take();
+  const std::string bytes = writer.Take();
+  message->LengthDelimited(ResponseNumber::kTiming, bytes.size());
+  message->Bytes(bytes.data(), bytes.size());
 }
 
 }  // namespace
 
-absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
+absl::StatusOr<ParsedAttend> ParseAttendRequest(Direction direction, grpc::ByteBuffer* message,
                                                 const AttendLimits& limits,
                                                 const RegionRegistry* regions) {
   std::vector<grpc::Slice> slices;
@@ -88,7 +92,7 @@ absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
     return absl::InternalError("the message's bytes cannot be had from the transport");
   }
   message->Clear();
-  absl::StatusOr<AttendFields> fields = ReadAttendRequest(slices);
+  absl::StatusOr<AttendFields> fields = ReadAttendRequest(direction, slices);
   if (!fields.ok()) return fields.status();
   return ParseAttendFields(*std::move(fields), std::move(slices), limits, regions);
 }
@@ -100,7 +104,7 @@ absl::StatusOr<ParsedAttend> ParseAttendFields(AttendFields fields, std::vector<
   absl::StatusOr<ValidatedAttend> valid = ValidateAttend(parsed.fields, limits);
   if (!valid.ok()) return valid.status();
   parsed.valid = *std::move(valid);
-  absl::StatusOr<RegionBinding> binding = BindRegions(parsed.fields, parsed.valid, regions);
+  absl::StatusOr<RegionBinding> binding = BindRegions(parsed.valid.tensors, regions);
   if (!binding.ok()) return binding.status();
   parsed.regions = *std::move(binding);
 
@@ -114,19 +118,15 @@ absl::StatusOr<ParsedAttend> ParseAttendFields(AttendFields fields, std::vector<
 
 absl::StatusOr<DecodedAttend> StageAttendRequest(ParsedAttend parsed, HostAllocator& allocator,
                                                  wire::CopyPool* copy_pool) {
-  const AttendFields& fields = parsed.fields;
-  const std::pair<int, wire::ByteRange> from[] = {{wire::kStreamQ, fields.q.data},
-                                                  {wire::kStreamK, fields.k.data},
-                                                  {wire::kStreamV, fields.v.data},
-                                                  {wire::kStreamPhiQ, fields.phi_q.data},
-                                                  {wire::kStreamPhiK, fields.phi_k.data}};
+  const std::vector<InputTensor> inputs = parsed.valid.tensors.inputs;
   const std::vector<grpc::Slice> slices = std::move(parsed.slices);
   absl::StatusOr<ReservedAttend> reserved = ReserveAttendRequest(std::move(parsed), allocator);
   if (!reserved.ok()) return reserved.status();
   std::vector<wire::GatherItem> items;
-  for (const wire::IncomingTensor& input : reserved->inputs) {
-    for (const auto& [number, data] : from) {
-      if (number == input.number) items.push_back({.from = data, .to = input.to});
+  for (const wire::IncomingTensor& incoming : reserved->inputs) {
+    for (const InputTensor& input : inputs) {
+      if (incoming.number != input.stream_number) continue;
+      items.push_back({.from = input.data, .to = incoming.to});
     }
   }
   wire::Gather(slices, items, copy_pool);
@@ -141,40 +141,31 @@ absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAll
   problem = parsed.valid.problem;
   parsed.slices.clear();
 
-  struct Input {
-    int number;
-    const char* name;
-    int64_t bytes;
-    const void** pointer;
-    size_t offset = 0;
-  };
-  const ValidatedAttend& valid = parsed.valid;
+  AttendTensors& tensors = parsed.valid.tensors;
   RegionBinding& regions = parsed.regions;
-  std::vector<Input> inputs;
-  const auto add_input = [&](int number, const char* name, int64_t bytes, const char* in_region,
-                             const void** pointer) {
-    *pointer = in_region;
-    if (in_region == nullptr) inputs.push_back({number, name, bytes, pointer});
-  };
   problem.on_device = regions.on_device;
   problem.device = regions.device;
-  add_input(wire::kStreamQ, "q", valid.q_bytes, regions.q, &problem.q);
-  add_input(wire::kStreamK, "k", valid.kv_bytes, regions.k, &problem.k);
-  add_input(wire::kStreamV, "v", valid.kv_bytes, regions.v, &problem.v);
-  if (problem.bias_kind == BiasKind::kLowRank) {
-    add_input(wire::kStreamPhiQ, "low_rank.phi_q", valid.phi_q_bytes, regions.phi_q,
-              &problem.low_rank.phi_q);
-    add_input(wire::kStreamPhiK, "low_rank.phi_k", valid.phi_k_bytes, regions.phi_k,
-              &problem.low_rank.phi_k);
-  }
+  // What is in no region gets a place in a block.
+  struct InBlock {
+    size_t index;  // of the tensor
+    size_t offset;
+  };
   BlockLayout input_layout;
-  for (Input& input : inputs) input.offset = input_layout.Add(static_cast<size_t>(input.bytes));
-  const bool lse_in_block = parsed.fields.want_lse && regions.lse == nullptr;
+  std::vector<InBlock> inputs;
+  for (size_t n = 0; n < tensors.inputs.size(); ++n) {
+    const InputTensor& input = tensors.inputs[n];
+    PointAt(input.tensor, regions.inputs[n], &problem);
+    if (regions.inputs[n] != nullptr) continue;
+    inputs.push_back({.index = n, .offset = input_layout.Add(static_cast<size_t>(input.bytes))});
+  }
   BlockLayout output_layout;
-  const size_t o_offset =
-      regions.o == nullptr ? output_layout.Add(static_cast<size_t>(valid.o_bytes)) : 0;
-  const size_t lse_offset =
-      lse_in_block ? output_layout.Add(static_cast<size_t>(valid.lse_bytes)) : 0;
+  std::vector<InBlock> outputs;
+  for (size_t n = 0; n < tensors.outputs.size(); ++n) {
+    const OutputTensor& output = tensors.outputs[n];
+    PointAt(output.tensor, regions.outputs[n], &problem);
+    if (regions.outputs[n] != nullptr) continue;
+    outputs.push_back({.index = n, .offset = output_layout.Add(static_cast<size_t>(output.bytes))});
+  }
 
   if (input_layout.size() > allocator.max_total_bytes() ||
       output_layout.size() > allocator.max_total_bytes() - input_layout.size()) {
@@ -186,39 +177,36 @@ absl::StatusOr<ReservedAttend> ReserveAttendRequest(ParsedAttend parsed, HostAll
   absl::StatusOr<HostBlock> input_block =
       inputs.empty() ? HostBlock() : allocator.Allocate(input_layout.size());
   if (!input_block.ok()) return input_block.status();
-  absl::StatusOr<HostBlock> output_block = regions.o != nullptr && !lse_in_block
-                                               ? HostBlock()
-                                               : allocator.Allocate(output_layout.size());
+  absl::StatusOr<HostBlock> output_block =
+      outputs.empty() ? HostBlock() : allocator.Allocate(output_layout.size());
   if (!output_block.ok()) return output_block.status();
 
-  for (const Input& input : inputs) {
-    char* const to = input_block->data() + input.offset;
-    *input.pointer = to;
-    reserved.inputs.push_back({.number = input.number,
+  for (const auto& [index, offset] : inputs) {
+    const InputTensor& input = tensors.inputs[index];
+    char* const to = input_block->data() + offset;
+    PointAt(input.tensor, to, &problem);
+    reserved.inputs.push_back({.number = input.stream_number,
                                .name = input.name,
                                .to = to,
                                .bytes = static_cast<uint64_t>(input.bytes)});
   }
-  problem.o = regions.o != nullptr ? regions.o : output_block->data() + o_offset;
-  if (parsed.fields.want_lse) {
-    problem.lse = reinterpret_cast<float*>(
-        regions.lse != nullptr ? regions.lse : output_block->data() + lse_offset);
+  for (const auto& [index, offset] : outputs) {
+    PointAt(tensors.outputs[index].tensor, output_block->data() + offset, &problem);
   }
   auto storage = std::make_unique<AttendStorage>();
   storage->keeps = std::move(keeps);
   storage->regions = std::move(regions.regions);
-  storage->o_place = parsed.fields.o_place;
-  storage->lse_place = parsed.fields.lse_place;
-  storage->inputs = *std::move(input_block);
-  storage->upload = start_upload(storage->inputs);
+  storage->outputs = std::move(tensors.outputs);
+  storage->input_block = *std::move(input_block);
+  storage->upload = start_upload(storage->input_block);
   reserved.upload = storage->upload.get();
-  storage->outputs = *std::move(output_block);
+  storage->output_block = *std::move(output_block);
   storage->sequences = std::move(parsed.valid.sequences);
   storage->slopes = std::move(parsed.slopes);
   problem.sequences = storage->sequences;
   if (problem.bias_kind == BiasKind::kAlibi) problem.alibi.slopes = storage->slopes.data();
   reserved.decoded.bytes = static_cast<int64_t>(
-      regions.bytes + storage->inputs.size() + storage->outputs.size() +
+      regions.bytes + storage->input_block.size() + storage->output_block.size() +
       storage->slopes.size() * sizeof(float) + storage->sequences.size() * sizeof(Sequence));
   reserved.decoded.storage = std::move(storage);
   return reserved;
@@ -230,32 +218,23 @@ grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
   // The inputs need not wait for the transport, nor what is written in regions.
   auto& attend = static_cast<AttendStorage&>(*storage);
   attend.ReleaseInputs();
-  const std::optional<wire::RegionPlace> o_place = attend.o_place;
-  const std::optional<wire::RegionPlace> lse_place = attend.lse_place;
   const std::shared_ptr<ProblemStorage> shared = std::move(storage);
 
   wire::MessageWriter writer;
-  const std::string timing_bytes = EncodeTiming(timing);
-  writer.LengthDelimited(ResponseNumber::kTiming, timing_bytes.size());
-  writer.Bytes(timing_bytes.data(), timing_bytes.size());
-
+  WriteTiming(timing, &writer);
   std::vector<grpc::Slice> slices;
-  const auto append = [&](int field, DType dtype, absl::Span<const int64_t> shape, void* data,
-                          int64_t elements, const std::optional<wire::RegionPlace>& place) {
-    if (place.has_value()) return writer.TensorInRegion(field, dtype, shape, *place);
-    const uint64_t bytes = static_cast<uint64_t>(elements) * SizeOf(dtype);
-    writer.TensorHeader(field, dtype, shape, bytes);
+  for (const OutputTensor& output : attend.outputs) {
+    const int field = output.response_number;
+    if (output.place.has_value()) {
+      writer.TensorInRegion(field, output.dtype, output.shape, *output.place);
+      continue;
+    }
+    const auto bytes = static_cast<uint64_t>(output.bytes);
+    writer.TensorHeader(field, output.dtype, output.shape, bytes);
+    if (bytes == 0) continue;
     slices.emplace_back(writer.Take());
-    if (bytes > 0) slices.push_back(SliceOver(data, bytes, shared));
-  };
-  const int64_t rows = problem.total_q * problem.num_q_heads;
-  if (problem.lse != nullptr) {
-    append(ResponseNumber::kLse, DType::kFloat32, {problem.total_q, problem.num_q_heads},
-           problem.lse, rows, lse_place);
+    slices.push_back(SliceOver(OutputOf(problem, output.tensor), bytes, shared));
   }
-  append(ResponseNumber::kO, problem.dtype,
-         {problem.total_q, problem.num_q_heads, problem.head_dim}, problem.o,
-         rows * problem.head_dim, o_place);
   if (writer.size() > 0) slices.emplace_back(writer.Take());
   return grpc::ByteBuffer(slices.data(), slices.size());
 }
@@ -264,27 +243,18 @@ AttendResponseStream::AttendResponseStream(const AttentionProblem& problem,
                                            std::unique_ptr<ProblemStorage> storage,
                                            const ResponseTiming& timing, int64_t chunk_bytes)
     : storage_(std::move(storage)) {
-  static_cast<AttendStorage*>(storage_.get())->ReleaseInputs();
-  const auto rows = static_cast<uint64_t>(problem.total_q * problem.num_q_heads);
+  auto& attend = static_cast<AttendStorage&>(*storage_);
+  attend.ReleaseInputs();
 
   wire::MessageWriter header;
-  const std::string timing_bytes = EncodeTiming(timing);
-  header.LengthDelimited(ResponseNumber::kTiming, timing_bytes.size());
-  header.Bytes(timing_bytes.data(), timing_bytes.size());
+  WriteTiming(timing, &header);
   std::vector<wire::OutgoingTensor> tensors;
-  if (problem.lse != nullptr) {
-    header.TensorHeader(ResponseNumber::kLse, DType::kFloat32,
-                        {problem.total_q, problem.num_q_heads}, 0);
-    tensors.push_back({.number = wire::kStreamLse,
-                       .data = reinterpret_cast<const char*>(problem.lse),
-                       .bytes = rows * sizeof(float)});
+  for (const OutputTensor& output : attend.outputs) {
+    header.TensorHeader(output.response_number, output.dtype, output.shape, 0);
+    tensors.push_back({.number = output.stream_number,
+                       .data = static_cast<const char*>(OutputOf(problem, output.tensor)),
+                       .bytes = static_cast<uint64_t>(output.bytes)});
   }
-  header.TensorHeader(ResponseNumber::kO, problem.dtype,
-                      {problem.total_q, problem.num_q_heads, problem.head_dim}, 0);
-  tensors.push_back(
-      {.number = wire::kStreamO,
-       .data = static_cast<const char*>(problem.o),
-       .bytes = rows * static_cast<uint64_t>(problem.head_dim) * SizeOf(problem.dtype)});
   cutter_ = wire::ChunkCutter(std::move(tensors), chunk_bytes);
 
   wire::MessageWriter message;

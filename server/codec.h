@@ -1,5 +1,5 @@
-// AttendRequest bytes -> a problem with everything it points to; a solved problem -> AttendResponse
-// bytes.
+// The bytes of a request -> a problem with everything it points to; a solved problem -> the bytes
+// of its response. A request is of one direction: AttendRequest, or backward AttendBackwardRequest.
 //
 // A request takes two steps, so that nothing is allocated for one that is refused: Parse reads and
 // checks it where it lies, Stage makes the one copy of its tensors. The tensors of a response are
@@ -52,8 +52,8 @@ struct DecodedAttend {
 };
 
 // Consumes `message`. Errors as ValidateAttend, BindRegions and CheckSlopes; INVALID_ARGUMENT also
-// where the bytes are no AttendRequest. `regions` null: the call may not use any.
-absl::StatusOr<ParsedAttend> ParseAttendRequest(grpc::ByteBuffer* message,
+// where the bytes are no request of the direction. `regions` null: the call may not use any.
+absl::StatusOr<ParsedAttend> ParseAttendRequest(Direction direction, grpc::ByteBuffer* message,
                                                 const AttendLimits& limits,
                                                 const RegionRegistry* regions = nullptr);
 
@@ -94,12 +94,13 @@ struct ResponseTiming {
   ProblemStats stats = {};
 };
 
-// REQUIRES: `problem` and `storage` come from StageAttendRequest; o and lse are written.
+// An AttendResponse or AttendBackwardResponse. REQUIRES: `problem` and `storage` come from
+// StageAttendRequest; the outputs are written.
 grpc::ByteBuffer EncodeAttendResponse(const AttentionProblem& problem,
                                       std::unique_ptr<ProblemStorage> storage,
                                       const ResponseTiming& timing);
 
-// An answer as the messages of a stream: its header, then o and lse in chunks that refer to the
+// An answer as the messages of a stream: its header, then the outputs in chunks that refer to the
 // problem's storage and keep it alive. Thread-safety: one thread at a time.
 class AttendResponseStream {
  public:

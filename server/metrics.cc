@@ -18,7 +18,8 @@
 namespace flashbias::server {
 namespace {
 
-constexpr std::array kMethods = {"Attend", "AttendStream", "GetServerInfo"};
+constexpr std::array kMethods = {"Attend", "AttendStream", "AttendBackward", "AttendBackwardStream",
+                                 "GetServerInfo"};
 constexpr std::array kStages = {"receive", "queue",    "compute", "upload",
                                 "kernel",  "download", "send"};
 constexpr std::array kReasons = {"queue", "deadline", "invalid", "draining", "memory"};
@@ -241,8 +242,8 @@ Metrics::Metrics(const std::string& version, const std::string& backend)
       calls.duration = &request_duration.Add(labels, RequestSecondsBuckets());
     }
   }
-  auto& stages = m.HistogramFamily("stage_duration_seconds",
-                                   "Time that answered Attend calls spent in each stage.");
+  auto& stages =
+      m.HistogramFamily("stage_duration_seconds", "Time that answered calls spent in each stage.");
   for (size_t stage = 0; stage < kStages.size(); ++stage) {
     m.stage_duration[stage] = &stages.Add({{"stage", kStages[stage]}}, StageSecondsBuckets());
   }
@@ -253,18 +254,18 @@ Metrics::Metrics(const std::string& version, const std::string& backend)
                       .Add({}, PowerBuckets(1024, 4, 16));
   m.batch_tokens =
       &m.HistogramFamily("batch_tokens", "Query rows in a batch.").Add({}, PowerBuckets(1, 4, 14));
-  m.request_bytes = &m.HistogramFamily("request_bytes", "Size of Attend request messages.")
+  m.request_bytes = &m.HistogramFamily("request_bytes", "Size of request messages.")
                          .Add({}, PowerBuckets(256, 4, 13));
-  m.response_bytes = &m.HistogramFamily("response_bytes", "Size of Attend response messages.")
+  m.response_bytes = &m.HistogramFamily("response_bytes", "Size of response messages.")
                           .Add({}, PowerBuckets(256, 4, 13));
 
   auto& rejected = m.CounterFamily(
-      "rejected_total", "Attend requests refused, or dropped from the queue by their deadline.");
+      "rejected_total", "Requests refused, or dropped from the queue by their deadline.");
   for (size_t reason = 0; reason < kReasons.size(); ++reason) {
     m.rejected[reason] = &rejected.Add({{"reason", kReasons[reason]}});
   }
-  auto& cancelled = m.CounterFamily("cancelled_total",
-                                    "Attend requests that were cancelled, by where they were.");
+  auto& cancelled =
+      m.CounterFamily("cancelled_total", "Requests that were cancelled, by where they were.");
   for (size_t where = 0; where < kWheres.size(); ++where) {
     m.cancelled[where] = &cancelled.Add({{"where", kWheres[where]}});
   }
@@ -279,9 +280,8 @@ Metrics::Metrics(const std::string& version, const std::string& backend)
   m.tiles_skipped = &m.CounterFamily("tiles_skipped_total",
                                      "Triples that the mask admits and the eps bound left out.")
                          .Add({});
-  m.received_bytes =
-      &m.CounterFamily("received_bytes_total", "Bytes of Attend request messages.").Add({});
-  m.sent_bytes = &m.CounterFamily("sent_bytes_total", "Bytes of Attend response messages.").Add({});
+  m.received_bytes = &m.CounterFamily("received_bytes_total", "Bytes of request messages.").Add({});
+  m.sent_bytes = &m.CounterFamily("sent_bytes_total", "Bytes of response messages.").Add({});
 
   prometheus::BuildGauge()
       .Name("flashbias_build_info")

@@ -22,7 +22,13 @@ class Collectable;
 
 namespace flashbias::server {
 
-enum class Method { kAttend, kAttendStream, kGetServerInfo };
+enum class Method {
+  kAttend,
+  kAttendStream,
+  kAttendBackward,
+  kAttendBackwardStream,
+  kGetServerInfo
+};
 // What a call came over.
 enum class Transport { kTcp, kUnix };
 // kUpload, kKernel and kDownload are parts of kCompute.
@@ -62,7 +68,7 @@ class Metrics {
   void Cancelled(CancelWhere where);
   void SetQueue(int64_t requests, int64_t bytes);
   void TilesFinished(int64_t computed, int64_t skipped);
-  // The message of a call to Attend, or all messages of one to AttendStream.
+  // The message of a call, or all messages of a streamed one.
   void ReceivedMessage(int64_t bytes);
   void SentMessage(int64_t bytes);
 

@@ -44,7 +44,7 @@ struct Outcome {
   std::optional<absl::Duration> retry_after = {};
 
   // The rest is set only where status is OK.
-  AttentionProblem problem = {};                 // its o and lse are written
+  AttentionProblem problem = {};                 // its outputs are written
   std::unique_ptr<ProblemStorage> storage = {};  // keeps `problem` alive
   ProblemStats stats = {};
   absl::Duration receive_duration = {};  // decoding and validating

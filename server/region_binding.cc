@@ -14,6 +14,12 @@ absl::Status Invalid(const Args&... args) {
   return absl::InvalidArgumentError(absl::StrCat(args...));
 }
 
+// What backends use as float*; other tensors may lie at any address.
+bool IsFloats(TensorSet tensor) {
+  constexpr TensorSet kFloats = kTensorLse | kTensorDSlopes | kTensorDPhiQ | kTensorDPhiK;
+  return (tensor & kFloats) != 0;
+}
+
 // One range of a region, named by the field that names it.
 struct Range {
   const char* name;
@@ -31,8 +37,9 @@ class Binder {
  public:
   explicit Binder(const RegionRegistry* registry) : registry_(registry) {}
 
-  absl::StatusOr<char*> Bind(const char* name, TensorSet tensor, const wire::RegionPlace& place,
-                             int64_t bytes) {
+  // `name`: of the field that says where, `offset_name` of the one that says at which byte.
+  absl::StatusOr<char*> Bind(const char* name, const char* offset_name, const AttendTensor& tensor,
+                             const wire::RegionPlace& place) {
     if (registry_ == nullptr) {
       return Invalid(name,
                      ".region_id is set; accepted: only in calls over the server's unix "
@@ -43,17 +50,20 @@ class Binder {
       return Invalid(name, ".region_id is ", absl::Hex(place.region_id),
                      "; accepted: the id of a region whose connection is open");
     }
-    const auto size = static_cast<uint64_t>(bytes);
+    const auto size = static_cast<uint64_t>(tensor.bytes);
     if (place.offset > region->size() || size > region->size() - place.offset) {
       return Invalid(name, " takes ", size, " bytes from byte ", place.offset,
                      " of its region on; accepted: ranges within its ", region->size(), " bytes");
     }
+    if (IsFloats(tensor.tensor) && place.offset % sizeof(float) != 0) {
+      return Invalid(name, offset_name, " is ", place.offset, "; accepted: multiples of 4");
+    }
     if (region->device() == kAnyDevice) {
-      bytes_ += bytes;
+      bytes_ += tensor.bytes;
     } else if (device_ == kAnyDevice || device_ == region->device()) {
       if (device_ == kAnyDevice) first_on_device_ = name;
       device_ = region->device();
-      on_device_ |= tensor;
+      on_device_ |= tensor.tensor;
     } else {
       return Invalid(name, " lies in memory of another device than ", first_on_device_,
                      "; accepted: one device in a call");
@@ -68,21 +78,17 @@ class Binder {
     return data;
   }
 
-  absl::Status BindInput(const char* name, TensorSet tensor, const wire::TensorField& field,
-                         int64_t bytes, const char** data) {
-    if (field.place.region_id == 0) return absl::OkStatus();
-    const absl::StatusOr<char*> bound = Bind(name, tensor, field.place, bytes);
-    if (bound.ok()) *data = *bound;
-    return bound.status();
+  // Null: it lies in no region.
+  absl::StatusOr<char*> BindInput(const InputTensor& input) {
+    if (input.place.region_id == 0) return nullptr;
+    return Bind(input.name, ".region_offset", input, input.place);
   }
 
-  absl::Status BindOutput(const char* name, TensorSet tensor,
-                          const std::optional<wire::RegionPlace>& place, int64_t bytes,
-                          char** data) {
-    if (!place.has_value()) return absl::OkStatus();
-    const absl::StatusOr<char*> bound = Bind(name, tensor, *place, bytes);
-    if (!bound.ok()) return bound.status();
-    *data = *bound;
+  absl::StatusOr<char*> BindOutput(const OutputTensor& tensor) {
+    if (!tensor.place.has_value()) return nullptr;
+    const char* const name = tensor.place_name;
+    absl::StatusOr<char*> bound = Bind(name, ".offset", tensor, *tensor.place);
+    if (!bound.ok()) return bound;
     const Range& output = ranges_.back();
     for (const Range& other : ranges_) {
       if (&other != &output && output.Overlaps(other)) {
@@ -91,7 +97,7 @@ class Binder {
                        other.end, "; accepted: places of its own");
       }
     }
-    return absl::OkStatus();
+    return bound;
   }
 
   std::vector<std::shared_ptr<const Region>> TakeRegions() { return std::move(regions_); }
@@ -109,53 +115,22 @@ class Binder {
   std::vector<std::shared_ptr<const Region>> regions_;
 };
 
-// Of a tensor that ValidateAttend has checked: no product overflows.
-int64_t BytesOf(DType dtype, const wire::TensorField& tensor) {
-  auto bytes = static_cast<int64_t>(SizeOf(dtype));
-  for (const int64_t extent : tensor.shape) bytes *= extent;
-  return bytes;
-}
-
 }  // namespace
 
-absl::StatusOr<RegionBinding> BindRegions(const AttendFields& fields, const ValidatedAttend& valid,
+absl::StatusOr<RegionBinding> BindRegions(const AttendTensors& tensors,
                                           const RegionRegistry* registry) {
-  const AttentionProblem& problem = valid.problem;
   Binder binder(registry);
   RegionBinding binding;
-  struct Input {
-    const char* name;
-    TensorSet tensor;
-    const wire::TensorField& field;
-    DType dtype;
-    const char** data;
-  };
-  std::vector<Input> inputs = {{"q", kTensorQ, fields.q, problem.dtype, &binding.q},
-                               {"k", kTensorK, fields.k, problem.dtype, &binding.k},
-                               {"v", kTensorV, fields.v, problem.dtype, &binding.v}};
-  if (problem.bias_kind == BiasKind::kLowRank) {
-    const DType dtype = problem.low_rank.dtype;
-    inputs.push_back({"low_rank.phi_q", kTensorPhiQ, fields.phi_q, dtype, &binding.phi_q});
-    inputs.push_back({"low_rank.phi_k", kTensorPhiK, fields.phi_k, dtype, &binding.phi_k});
+  for (const InputTensor& input : tensors.inputs) {
+    const absl::StatusOr<char*> bound = binder.BindInput(input);
+    if (!bound.ok()) return bound.status();
+    binding.inputs.push_back(*bound);
   }
-  for (const Input& input : inputs) {
-    const absl::Status bound = binder.BindInput(input.name, input.tensor, input.field,
-                                                BytesOf(input.dtype, input.field), input.data);
-    if (!bound.ok()) return bound;
+  for (const OutputTensor& output : tensors.outputs) {
+    const absl::StatusOr<char*> bound = binder.BindOutput(output);
+    if (!bound.ok()) return bound.status();
+    binding.outputs.push_back(*bound);
   }
-  absl::Status bound =
-      binder.BindOutput("o_place", kTensorO, fields.o_place, valid.o_bytes, &binding.o);
-  if (!bound.ok()) return bound;
-  if (fields.lse_place.has_value()) {
-    if (!fields.want_lse) return Invalid("lse_place is set; accepted: only with want_lse");
-    if (fields.lse_place->offset % sizeof(float) != 0) {
-      return Invalid("lse_place.offset is ", fields.lse_place->offset,
-                     "; accepted: multiples of 4");
-    }
-  }
-  bound =
-      binder.BindOutput("lse_place", kTensorLse, fields.lse_place, valid.lse_bytes, &binding.lse);
-  if (!bound.ok()) return bound;
   binding.bytes = binder.bytes();
   binding.on_device = binder.on_device();
   binding.device = binder.device();

@@ -9,33 +9,27 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/attend_fields.h"
-#include "server/attend_validation.h"
+#include "server/attend_tensors.h"
 #include "server/region_registry.h"
 
 namespace flashbias::server {
 
 // Where tensors lie that are in regions; null: not there.
 struct RegionBinding {
-  const char* q = nullptr;
-  const char* k = nullptr;
-  const char* v = nullptr;
-  const char* phi_q = nullptr;
-  const char* phi_k = nullptr;
-  char* o = nullptr;
-  char* lse = nullptr;
-  int64_t bytes = 0;        // of all these ranges in host memory
-  TensorSet on_device = 0;  // those in memory of a device
-  int device = kAnyDevice;  // whose memory that is, as Region::device
+  std::vector<char*> inputs;   // one for each of AttendTensors::inputs
+  std::vector<char*> outputs;  // and of its outputs
+  int64_t bytes = 0;           // of all these ranges in host memory
+  TensorSet on_device = 0;     // those in memory of a device
+  int device = kAnyDevice;     // whose memory that is, as Region::device
   // All that the above points into.
   std::vector<std::shared_ptr<const Region>> regions = {};
 };
 
 // `registry` null: the call may not use regions. INVALID_ARGUMENT naming the field: it may not, the
-// region is not there, the range is not within it, an output overlaps something, or two devices'
-// memory is named.
-// REQUIRES: ValidateAttend made `valid` of `fields`.
-absl::StatusOr<RegionBinding> BindRegions(const AttendFields& fields, const ValidatedAttend& valid,
+// region is not there, the range is not within it, an output overlaps something, float32 that the
+// backend reads or writes as such are not aligned, or two devices' memory is named.
+// REQUIRES: ValidateAttend made `tensors`.
+absl::StatusOr<RegionBinding> BindRegions(const AttendTensors& tensors,
                                           const RegionRegistry* registry);
 
 }  // namespace flashbias::server

@@ -21,12 +21,14 @@ int CopyThreads(const ServerOptions& options) {
 
 }  // namespace
 
-// One call to Attend; deletes itself when gRPC is done with it. Answer runs once, because only the
-// request's completion or, where no request came to be, Begin calls it.
+// One call to Attend or AttendBackward; deletes itself when gRPC is done with it. Answer runs once,
+// because only the request's completion or, where no request came to be, Begin calls it.
 class Service::AttendCall final : public grpc::ServerUnaryReactor {
  public:
-  AttendCall(Service* service, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+  AttendCall(Service* service, Direction direction, grpc::CallbackServerContext* context,
+             grpc::ByteBuffer* response)
       : service_(service),
+        direction_(direction),
         context_(context),
         response_(response),
         arrival_(service->clock_->Now()) {
@@ -57,7 +59,7 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
     absl::StatusOr<DecodedAttend> decoded;
     std::optional<absl::Duration> retry_after;
     absl::StatusOr<ParsedAttend> parsed = ParseAttendRequest(
-        message, service_->limits_,
+        direction_, message, service_->limits_,
         TransportOf(*context_) == Transport::kUnix ? service_->regions_ : nullptr);
     if (parsed.ok()) {
       decoded =
@@ -115,15 +117,17 @@ class Service::AttendCall final : public grpc::ServerUnaryReactor {
       AddRetryPushback(context_, *outcome.retry_after);
     }
     const absl::Duration total = service_->clock_->Now() - arrival_;
-    metrics.CallFinished(Method::kAttend, TransportOf(*context_), outcome.status.code(), total);
+    metrics.CallFinished(MethodOf(direction_), TransportOf(*context_), outcome.status.code(),
+                         total);
     if (LogEnabled(LogLevel::kDebug)) {
-      Log(LogLevel::kDebug, "attend",
+      Log(LogLevel::kDebug, direction_ == Direction::kForward ? "attend" : "attend backward",
           {{"peer", context_->peer()}, {"status", outcome.status.ToString()}, {"duration", total}});
     }
     Finish(ToGrpc(outcome.status));  // last: the call may be gone when this returns
   }
 
   Service* const service_;
+  const Direction direction_;
   grpc::CallbackServerContext* const context_;
   grpc::ByteBuffer* const response_;
   const absl::Time arrival_;
@@ -167,19 +171,37 @@ Service::Service(const ServerOptions& options, const BackendInfo& backend,
   info_.set_max_stream_bytes(options.max_stream_bytes);
 }
 
-grpc::ServerUnaryReactor* Service::Attend(grpc::CallbackServerContext* context,
-                                          const grpc::ByteBuffer* request,
-                                          grpc::ByteBuffer* response) {
-  auto* const call = new AttendCall(this, context, response);
+grpc::ServerUnaryReactor* Service::BeginCall(Direction direction,
+                                             grpc::CallbackServerContext* context,
+                                             const grpc::ByteBuffer* request,
+                                             grpc::ByteBuffer* response) {
+  auto* const call = new AttendCall(this, direction, context, response);
   // gRPC owns the buffer, which is not const itself, until the call ends; the codec lets go of its
   // memory as soon as it has been read.
   call->Begin(const_cast<grpc::ByteBuffer*>(request));
   return call;
 }
 
+grpc::ServerUnaryReactor* Service::Attend(grpc::CallbackServerContext* context,
+                                          const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) {
+  return BeginCall(Direction::kForward, context, request, response);
+}
+
+grpc::ServerUnaryReactor* Service::AttendBackward(grpc::CallbackServerContext* context,
+                                                  const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  return BeginCall(Direction::kBackward, context, request, response);
+}
+
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::AttendStream(
     grpc::CallbackServerContext* context) {
-  return streams_->Begin(context);
+  return streams_->Begin(Direction::kForward, context);
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::AttendBackwardStream(
+    grpc::CallbackServerContext* context) {
+  return streams_->Begin(Direction::kBackward, context);
 }
 
 grpc::ServerUnaryReactor* Service::GetServerInfo(grpc::CallbackServerContext* context,

@@ -34,10 +34,15 @@
 
 namespace flashbias::server {
 
-class Service final : public v1::AttentionService::WithRawCallbackMethod_AttendStream<
-                          v1::AttentionService::WithRawCallbackMethod_Attend<
-                              v1::AttentionService::WithCallbackMethod_GetServerInfo<
-                                  v1::AttentionService::Service>>> {
+// The methods with tensors as bytes, the others as messages.
+using RawAttentionService = v1::AttentionService::WithRawCallbackMethod_AttendBackwardStream<
+    v1::AttentionService::WithRawCallbackMethod_AttendBackward<
+        v1::AttentionService::WithRawCallbackMethod_AttendStream<
+            v1::AttentionService::WithRawCallbackMethod_Attend<
+                v1::AttentionService::WithCallbackMethod_GetServerInfo<
+                    v1::AttentionService::Service>>>>>;
+
+class Service final : public RawAttentionService {
  public:
   // Requests and results lie in memory of `host_allocator`, which must outlive the service and all
   // that it answered. `regions`, null or with the service's life, is where calls over the unix
@@ -51,6 +56,11 @@ class Service final : public v1::AttentionService::WithRawCallbackMethod_AttendS
                                    grpc::ByteBuffer* response) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttendStream(
       grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* AttendBackward(grpc::CallbackServerContext* context,
+                                           const grpc::ByteBuffer* request,
+                                           grpc::ByteBuffer* response) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttendBackwardStream(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
                                           const v1::GetServerInfoRequest* request,
                                           v1::GetServerInfoResponse* response) override;
@@ -58,12 +68,14 @@ class Service final : public v1::AttentionService::WithRawCallbackMethod_AttendS
   // Once the scheduler drains: ends the streams whose data still arrives, which it would refuse.
   void RefuseStreams() { streams_->RefuseIncomplete(); }
 
-  // Whether by `deadline` gRPC is done with every call to Attend and AttendStream: its answer is on
-  // the wire.
+  // Whether by `deadline` gRPC is done with every call that has tensors: its answer is on the wire.
   bool WaitUntilIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   class AttendCall;
+
+  grpc::ServerUnaryReactor* BeginCall(Direction direction, grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* request, grpc::ByteBuffer* response);
 
   void CallBegins() ABSL_LOCKS_EXCLUDED(mutex_);
   void CallEnds() ABSL_LOCKS_EXCLUDED(mutex_);

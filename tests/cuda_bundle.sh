@@ -16,10 +16,12 @@ out=$1
 build=${2:-$root/build/release}
 programs=(cuda_plan_test cuda_backward_plan_test cuda_backend_golden_test cuda_backend_edge_test
   cuda_backend_oracle_test cuda_backend_gradient_test cuda_skip_promise_test
-  cuda_backend_equivalence_test cuda_lengths_test
+  cuda_backend_equivalence_test cuda_backend_gradient_equivalence_test cuda_lengths_test
+  cuda_gradient_lengths_test
   cuda_production_test cuda_production_backend_golden_test cuda_production_backend_edge_test
   cuda_production_backend_oracle_test cuda_production_backend_gradient_test
-  cuda_production_backend_equivalence_test cuda_production_skip_promise_test cuda_regions_test)
+  cuda_production_backend_equivalence_test cuda_production_backend_gradient_equivalence_test
+  cuda_production_skip_promise_test cuda_regions_test)
 # Run by hand: a server and what loads it, and tests that start the server beside them.
 # cuda_regions_test starts it too.
 tools=(flashbias-server flashbias-load flashbias-call killed_callers_test killed_caller

@@ -51,6 +51,7 @@ small_sweep() {
     cuda_backend_gradient_test) echo '*PackedSequences:*RowsWithoutKeys:*NothingAtAll:*LowRank' ;;
     cuda_backend_edge_test) echo '*LowRankBiasThatHidesKeys:*RowsWithoutKeys*:*SteepestSlopes' ;;
     cuda_backend_equivalence_test) echo '*ABatchNeverChangesAnAnswer' ;;
+    cuda_backend_gradient_equivalence_test) echo '*ShardsOfKeysAddUp' ;;
     cuda_skip_promise_test) echo 'SkipStats.MoreEpsSkipsMore:SkipPromise.HoldsForSixteenBitInputs' ;;
     cuda_lengths_test) echo '*DecodeInABatch/float16*:CudaSkipping.*' ;;
     *) echo '' ;;  # nothing of it runs on a device
@@ -85,7 +86,7 @@ for program in "${programs[@]}"; do
   if [[ ${#chosen[@]} -eq 0 ]]; then
     chosen=(hopper portable)
     # Where a plan chooses, its batch must not.
-    if [[ $program == cuda_backend_equivalence_test || $program == cuda_production_* ]]; then
+    if [[ $program == cuda_backend_*equivalence_test || $program == cuda_production_* ]]; then
       chosen+=(fastest)
     fi
   fi

@@ -47,7 +47,7 @@ check_tree() {
   rule '^client/(attention_client|attention_types|cancellation|retry_policy|shared_region|device_region)\.h$' '' \
     "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|stream_call|tensor_loans|region_connection|region_map|region_placement)" \
     'public headers of the client show neither protobuf nor gRPC'
-  rule '^client/(call|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
+  rule '^client/(call|examples|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
   return "$found"
 }
 
@@ -155,6 +155,9 @@ self_test() {
   expect fail wire/region_protocol.h grpcpp/grpcpp.h
   expect pass client/load/verifier.h kernels/reference/reference_attention.h
   expect fail client/call/a.cc kernels/reference/reference_attention.h
+  expect fail client/examples/train_alibi_layer/a.cc kernels/reference/reference_attention.h
+  expect fail client/examples/train_alibi_layer/a.cc wire/contract.h
+  expect pass client/examples/train_alibi_layer/a.cc client/attention_client.h
   expect fail client/load/a.cc kernels/skip_table.h
   expect fail client/load/a.cc grpcpp/grpcpp.h
   return "$((failures > 0))"

@@ -9,9 +9,12 @@
 
 namespace flashbias::wire {
 
-// The service's path, as HTTP/2 has it.
+// The methods' paths, as HTTP/2 has them.
 inline constexpr char kAttendMethod[] = "/flashbias.v1.AttentionService/Attend";
 inline constexpr char kAttendStreamMethod[] = "/flashbias.v1.AttentionService/AttendStream";
+inline constexpr char kAttendBackwardMethod[] = "/flashbias.v1.AttentionService/AttendBackward";
+inline constexpr char kAttendBackwardStreamMethod[] =
+    "/flashbias.v1.AttentionService/AttendBackwardStream";
 
 // Key of the server's initial metadata once it has taken a stream's header.
 inline constexpr char kStreamAccepted[] = "flashbias-stream-accepted";
@@ -33,6 +36,13 @@ inline constexpr int kStreamPhiQ = 4;
 inline constexpr int kStreamPhiK = 5;
 inline constexpr int kStreamO = 6;
 inline constexpr int kStreamLse = 7;
+inline constexpr int kStreamDO = 8;
+inline constexpr int kStreamDQ = 9;
+inline constexpr int kStreamDK = 10;
+inline constexpr int kStreamDV = 11;
+inline constexpr int kStreamDSlopes = 12;
+inline constexpr int kStreamDPhiQ = 13;
+inline constexpr int kStreamDPhiK = 14;
 
 struct TensorNumber {
   static constexpr int kDType = 1;
@@ -81,6 +91,29 @@ struct ResponseNumber {
   static constexpr int kO = 15;
 };
 
+struct BackwardRequestNumber {
+  static constexpr int kForward = 1;
+  static constexpr int kWantBiasGradient = 2;
+  static constexpr int kLse = 12;
+  static constexpr int kO = 13;
+  static constexpr int kDO = 14;
+  static constexpr int kDQPlace = 15;
+  static constexpr int kDKPlace = 16;
+  static constexpr int kDVPlace = 17;
+  static constexpr int kDPhiQPlace = 18;
+  static constexpr int kDPhiKPlace = 19;
+};
+
+// kTiming is ResponseNumber's.
+struct BackwardResponseNumber {
+  static constexpr int kDSlopes = 10;
+  static constexpr int kDPhiQ = 11;
+  static constexpr int kDPhiK = 12;
+  static constexpr int kDQ = 13;
+  static constexpr int kDK = 14;
+  static constexpr int kDV = 15;
+};
+
 struct TimingNumber {
   static constexpr int kReceiveSeconds = 1;
   static constexpr int kQueueSeconds = 2;
@@ -94,7 +127,7 @@ struct TimingNumber {
   static constexpr int kDownloadSeconds = 10;
 };
 
-// AttendStreamRequest and AttendStreamResponse; the last is the request's.
+// AttendStreamRequest, AttendStreamResponse and their backward forms; the last is the requests'.
 struct StreamNumber {
   static constexpr int kHeader = 1;
   static constexpr int kChunk = 2;

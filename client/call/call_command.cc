@@ -7,6 +7,7 @@
 #include <optional>
 #include <random>
 #include <utility>
+#include <variant>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -27,7 +28,7 @@ constexpr int64_t kDemoHeadDim = 32;
 
 // Everything that the request's views point at.
 struct CallInputs {
-  OwnedTensor q, k, v, phi_q, phi_k;
+  OwnedTensor q, k, v, phi_q, phi_k, d_o;
   std::vector<float> slopes;
 };
 
@@ -51,6 +52,11 @@ OwnedTensor RandomNormal(int64_t len, DType dtype, std::mt19937_64* random) {
 }
 
 absl::Status LoadTensors(const CallCommand& command, CallInputs* inputs) {
+  if (!command.d_o.empty()) {
+    const std::optional<DType> dtype =
+        command.demo ? command.dtype.value_or(DType::kFloat16) : command.dtype;
+    if (auto s = Load(command.d_o, dtype, "--dtype", &inputs->d_o); !s.ok()) return s;
+  }
   if (command.demo) {
     std::mt19937_64 random(command.demo_seed);
     const DType dtype = command.dtype.value_or(DType::kFloat16);
@@ -113,7 +119,7 @@ absl::StatusOr<AttendRequest> MakeRequest(const CallCommand& command, CallInputs
                         .key_start = command.key_start,
                         .softmax_scale = command.scale,
                         .eps = command.eps,
-                        .want_lse = !command.lse.empty() || command.demo};
+                        .want_lse = !command.lse.empty() || command.demo || !command.d_o.empty()};
   if (!command.phi_q.empty()) {
     const std::optional<DType> dtype = command.phi_dtype;
     if (auto s = Load(command.phi_q, dtype, "--phi_dtype", &inputs->phi_q); !s.ok()) return s;
@@ -128,7 +134,7 @@ absl::StatusOr<AttendRequest> MakeRequest(const CallCommand& command, CallInputs
 
 // Null: not asked for.
 struct CallOutputs {
-  std::optional<OutputFile> o, lse;
+  std::optional<OutputFile> o, lse, dq, dk, dv, dslopes, dphi_q, dphi_k;
 };
 
 absl::Status OpenOutput(const std::string& path, std::optional<OutputFile>* output) {
@@ -141,7 +147,7 @@ absl::Status OpenOutput(const std::string& path, std::optional<OutputFile>* outp
 
 absl::Status WriteResult(const AttendResult& result, CallOutputs* outputs) {
   if (outputs->o.has_value()) {
-    const NpyArray o = ToNpy(result);
+    const NpyArray o = ToNpy(result.dtype, result.shape, result.o);
     if (auto s = WriteNpy(&*outputs->o, o.type, o.shape, o.data); !s.ok()) return s;
   }
   if (outputs->lse.has_value()) {
@@ -150,6 +156,62 @@ absl::Status WriteResult(const AttendResult& result, CallOutputs* outputs) {
     return WriteNpy(&*outputs->lse, NpyType::kFloat32, {result.shape[0], result.shape[1]}, bytes);
   }
   return absl::OkStatus();
+}
+
+// Of the shapes that `request` has.
+absl::Status WriteGradients(const AttendBackwardRequest& request, const AttendGradients& gradients,
+                            CallOutputs* outputs) {
+  struct Tensor {
+    std::optional<OutputFile>* file;
+    const std::string& data;
+    const std::vector<int64_t>& shape;
+  };
+  const AttendRequest& forward = request.forward;
+  for (const Tensor& tensor : {Tensor{&outputs->dq, gradients.dq, forward.q.shape},
+                               Tensor{&outputs->dk, gradients.dk, forward.k.shape},
+                               Tensor{&outputs->dv, gradients.dv, forward.v.shape}}) {
+    if (!tensor.file->has_value()) continue;
+    const NpyArray array = ToNpy(gradients.dtype, tensor.shape, tensor.data);
+    if (auto s = WriteNpy(&**tensor.file, array.type, array.shape, array.data); !s.ok()) return s;
+  }
+  const auto write_floats = [](std::optional<OutputFile>* file, const std::vector<float>& values,
+                               const std::vector<int64_t>& shape) {
+    if (!file->has_value()) return absl::OkStatus();
+    return WriteNpy(&**file, NpyType::kFloat32, shape,
+                    absl::string_view(reinterpret_cast<const char*>(values.data()),
+                                      values.size() * sizeof(float)));
+  };
+  if (const auto* alibi = std::get_if<AlibiSlopes>(&forward.bias)) {
+    return write_floats(&outputs->dslopes, gradients.dslopes,
+                        ShapeOfSlopes(*alibi, forward.q.shape[1]));
+  }
+  if (const auto* low_rank = std::get_if<LowRankFactors>(&forward.bias)) {
+    absl::Status written = write_floats(&outputs->dphi_q, gradients.dphi_q, low_rank->phi_q.shape);
+    if (!written.ok()) return written;
+    return write_floats(&outputs->dphi_k, gradients.dphi_k, low_rank->phi_k.shape);
+  }
+  return absl::OkStatus();
+}
+
+bool WantsBiasGradient(const CallCommand& command) {
+  return !command.dslopes.empty() || !command.dphi_q.empty() || !command.dphi_k.empty();
+}
+
+// The gradients of a call that gave `result`.
+absl::Status RunBackward(const CallCommand& command, const CallInputs& inputs,
+                         const AttendRequest& request, const AttendResult& result,
+                         AttentionClient* client, CallOutputs* outputs) {
+  AttendBackwardRequest backward;
+  backward.forward = request;
+  backward.o = request.q;
+  backward.o.data = result.o.data();
+  backward.lse = result.lse;
+  backward.d_o = inputs.d_o.view();
+  backward.want_bias_gradient = WantsBiasGradient(command);
+  const absl::StatusOr<AttendGradients> gradients =
+      client->AttendBackward(backward, {.timeout = command.timeout});
+  if (!gradients.ok()) return gradients.status();
+  return WriteGradients(backward, *gradients, outputs);
 }
 
 void Print(const AttendResult& result, absl::Duration elapsed, std::ostream& out) {
@@ -224,6 +286,21 @@ absl::Status CheckCallCommand(const CallCommand& command) {
     return absl::InvalidArgumentError(
         absl::StrCat("--out and --lse are both '", command.out, "'; accepted: different files"));
   }
+  const std::pair<const char*, const std::string*> gradients[] = {
+      {"--dq", &command.dq},         {"--dk", &command.dk},
+      {"--dv", &command.dv},         {"--dslopes", &command.dslopes},
+      {"--dphi_q", &command.dphi_q}, {"--dphi_k", &command.dphi_k}};
+  for (const auto& [flag, path] : gradients) {
+    if (command.d_o.empty() && !path->empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(flag, " is given without --d_o"));
+    }
+  }
+  if (!command.dslopes.empty() && command.alibi.empty() && !command.demo) {
+    return absl::InvalidArgumentError("--dslopes is given without --alibi");
+  }
+  if ((!command.dphi_q.empty() || !command.dphi_k.empty()) && command.phi_q.empty()) {
+    return absl::InvalidArgumentError("--dphi_q and --dphi_k are given without --phi_q");
+  }
   if (command.q_lens.empty() != command.kv_lens.empty()) {
     return absl::InvalidArgumentError("--q_lens and --kv_lens are given together or not at all");
   }
@@ -245,12 +322,25 @@ absl::Status RunCallCommand(const CallCommand& command, std::ostream& out) {
   CallOutputs outputs;
   if (auto s = OpenOutput(command.out, &outputs.o); !s.ok()) return s;
   if (auto s = OpenOutput(command.lse, &outputs.lse); !s.ok()) return s;
+  for (const auto& [path, output] :
+       {std::pair{&command.dq, &outputs.dq}, std::pair{&command.dk, &outputs.dk},
+        std::pair{&command.dv, &outputs.dv}, std::pair{&command.dslopes, &outputs.dslopes},
+        std::pair{&command.dphi_q, &outputs.dphi_q}, std::pair{&command.dphi_k, &outputs.dphi_k}}) {
+    if (auto s = OpenOutput(*path, output); !s.ok()) return s;
+  }
   const absl::Time start = absl::Now();
   const absl::StatusOr<AttendResult> result =
       (*client)->Attend(*request, {.timeout = command.timeout});
   if (!result.ok()) return result.status();
-  const bool writes = outputs.o.has_value() || outputs.lse.has_value();
-  if (command.print || command.demo || !writes) Print(*result, absl::Now() - start, out);
+  const absl::Duration elapsed = absl::Now() - start;
+  if (!command.d_o.empty()) {
+    if (auto s = RunBackward(command, inputs, *request, *result, client->get(), &outputs);
+        !s.ok()) {
+      return s;
+    }
+  }
+  const bool writes = outputs.o.has_value() || outputs.lse.has_value() || !command.d_o.empty();
+  if (command.print || command.demo || !writes) Print(*result, elapsed, out);
   return WriteResult(*result, &outputs);
 }
 

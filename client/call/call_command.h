@@ -1,4 +1,5 @@
-// What flashbias-call does: one attention call on .npy files, or on made-up input.
+// What flashbias-call does: one attention call on .npy files, or on made-up input, and where the
+// gradient of its answer is given its backward call.
 //
 // Thread-safety: plain value and functions without shared state.
 #ifndef FLASHBIAS_CLIENT_CALL_CALL_COMMAND_H_
@@ -36,6 +37,10 @@ struct CallCommand {
   // Paths are opened before the call is made.
   std::string out = {};  // path for o; "": not written
   std::string lse = {};  // path for lse; "": not asked for
+  std::string d_o = {};  // path of the gradient of o; "": no backward call
+  // Paths for gradients; "": not written. Those of the bias need the bias.
+  std::string dq = {}, dk = {}, dv = {};
+  std::string dslopes = {}, dphi_q = {}, dphi_k = {};
   absl::Duration timeout = absl::Seconds(60);
   bool print = false;  // shape, timing, first values; always with demo, or with nothing to write
 };

@@ -42,10 +42,17 @@ ABSL_FLAG(List, q_lens, {}, "rows of each sequence in q; empty: one sequence");
 ABSL_FLAG(List, kv_lens, {}, "rows of each sequence in k and v; empty: one sequence");
 ABSL_FLAG(std::string, out, "", ".npy file to write o to (bfloat16 is written as float32)");
 ABSL_FLAG(std::string, lse, "", ".npy file to write the log-sum-exp to");
-ABSL_FLAG(absl::Duration, timeout, absl::Seconds(60), "of the whole call, retries included");
-ABSL_FLAG(
-    bool, print, false,
-    "print shape, timing and the first values; always with --demo, or without --out and --lse");
+ABSL_FLAG(std::string, d_o, "",
+          ".npy file of the gradient of o, as o: the call is followed by its backward call");
+ABSL_FLAG(std::string, dq, "", ".npy file to write the gradient of q to");
+ABSL_FLAG(std::string, dk, "", ".npy file to write the gradient of k to");
+ABSL_FLAG(std::string, dv, "", ".npy file to write the gradient of v to");
+ABSL_FLAG(std::string, dslopes, "", ".npy file to write the gradient of the slopes to");
+ABSL_FLAG(std::string, dphi_q, "", ".npy file to write the gradient of phi_q to");
+ABSL_FLAG(std::string, dphi_k, "", ".npy file to write the gradient of phi_k to");
+ABSL_FLAG(absl::Duration, timeout, absl::Seconds(60), "of each call, retries included");
+ABSL_FLAG(bool, print, false,
+          "print shape, timing and the first values; always with --demo, or with nothing to write");
 ABSL_FLAG(bool, demo, false, "make the input: 50 heads x 32, causal, seed slopes, standard normal");
 ABSL_FLAG(int64_t, demo_len, 1024, "tokens of --demo");
 ABSL_FLAG(uint64_t, demo_seed, 1, "seed of --demo");
@@ -80,6 +87,13 @@ absl::StatusOr<CallCommand> CommandFromFlags() {
                       .left_window = absl::GetFlag(FLAGS_left_window),
                       .out = absl::GetFlag(FLAGS_out),
                       .lse = absl::GetFlag(FLAGS_lse),
+                      .d_o = absl::GetFlag(FLAGS_d_o),
+                      .dq = absl::GetFlag(FLAGS_dq),
+                      .dk = absl::GetFlag(FLAGS_dk),
+                      .dv = absl::GetFlag(FLAGS_dv),
+                      .dslopes = absl::GetFlag(FLAGS_dslopes),
+                      .dphi_q = absl::GetFlag(FLAGS_dphi_q),
+                      .dphi_k = absl::GetFlag(FLAGS_dphi_k),
                       .timeout = absl::GetFlag(FLAGS_timeout),
                       .print = absl::GetFlag(FLAGS_print)};
   if (const auto scale = absl::GetFlag(FLAGS_scale); scale.has_value()) command.scale = *scale;

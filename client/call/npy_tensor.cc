@@ -96,18 +96,18 @@ absl::StatusOr<OwnedTensor> ToTensor(const std::string& name, NpyArray array,
   return tensor;
 }
 
-NpyArray ToNpy(const AttendResult& result) {
-  if (result.dtype != DType::kBFloat16) {
-    return {.type = result.dtype == DType::kFloat16 ? NpyType::kFloat16 : NpyType::kFloat32,
-            .shape = result.shape,
-            .data = result.o};
+NpyArray ToNpy(DType dtype, const std::vector<int64_t>& shape, const std::string& elements) {
+  if (dtype != DType::kBFloat16) {
+    return {.type = dtype == DType::kFloat16 ? NpyType::kFloat16 : NpyType::kFloat32,
+            .shape = shape,
+            .data = elements};
   }
-  NpyArray array{.type = NpyType::kFloat32, .shape = result.shape};
-  const auto count = static_cast<int64_t>(result.o.size() / sizeof(uint16_t));
+  NpyArray array{.type = NpyType::kFloat32, .shape = shape};
+  const auto count = static_cast<int64_t>(elements.size() / sizeof(uint16_t));
   array.data.resize(static_cast<size_t>(count) * sizeof(float));
   for (int64_t n = 0; n < count; ++n) {
     StoreElement(DType::kFloat32, array.data.data(), n,
-                 LoadElement(DType::kBFloat16, result.o.data(), n));
+                 LoadElement(DType::kBFloat16, elements.data(), n));
   }
   return array;
 }

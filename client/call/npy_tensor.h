@@ -34,7 +34,7 @@ absl::StatusOr<OwnedTensor> ToTensor(const std::string& name, NpyArray array,
                                      std::optional<DType> wanted, const char* dtype_flag);
 
 // numpy has no bfloat16: it is widened to float32, exactly.
-NpyArray ToNpy(const AttendResult& result);
+NpyArray ToNpy(DType dtype, const std::vector<int64_t>& shape, const std::string& elements);
 
 }  // namespace flashbias::client
 

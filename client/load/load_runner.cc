@@ -17,6 +17,7 @@ namespace {
 constexpr absl::Duration kPauseAfterError = absl::Milliseconds(10);
 
 void AddTiming(const Timing& timing, StageTotals* totals) {
+  ++totals->calls;
   totals->receive += timing.receive;
   totals->queue += timing.queue;
   totals->compute += timing.compute;
@@ -45,6 +46,7 @@ void MergeInto(LoadResult&& from, LoadResult* into) {
   into->stages.kernel += from.stages.kernel;
   into->stages.download += from.stages.download;
   into->stages.send += from.stages.send;
+  into->stages.calls += from.stages.calls;
   into->stages.batch_requests += from.stages.batch_requests;
   into->stages.tiles_computed += from.stages.tiles_computed;
   into->stages.tiles_skipped += from.stages.tiles_skipped;
@@ -109,26 +111,46 @@ class Run {
 
   void Send(int64_t ticket, std::mt19937_64* random, LoadResult* result) {
     const int input = static_cast<int>(ticket % workload_.num_inputs());
+    const LoadDirection direction = workload_.direction();
+    absl::Status status;
+    AttendResult answer;
+    AttendGradients gradients;
     const absl::Time sent = absl::Now();
-    const absl::StatusOr<AttendResult> answer =
-        client_->Attend(workload_.request(input), {.timeout = options_.timeout});
+    if (direction != LoadDirection::kBackward) {
+      absl::StatusOr<AttendResult> forward =
+          client_->Attend(workload_.request(input), {.timeout = options_.timeout});
+      status = forward.status();
+      if (forward.ok()) answer = *std::move(forward);
+    }
+    if (status.ok() && direction != LoadDirection::kForward) {
+      const AttendResult& of =
+          direction == LoadDirection::kBoth ? answer : workload_.forward_result(input);
+      absl::StatusOr<AttendGradients> backward = client_->AttendBackward(
+          workload_.backward_request(input, of), {.timeout = options_.timeout});
+      status = backward.status();
+      if (backward.ok()) gradients = *std::move(backward);
+    }
     const absl::Duration latency = absl::Now() - sent;
-    if (!answer.ok()) {
+    if (!status.ok()) {
       failed_.fetch_add(1, std::memory_order_relaxed);
       ++result->failed;
-      LoadErrors& errors = result->errors[answer.status().code()];
-      if (errors.count++ == 0) errors.first_message = std::string(answer.status().message());
+      LoadErrors& errors = result->errors[status.code()];
+      if (errors.count++ == 0) errors.first_message = std::string(status.message());
       absl::SleepFor(kPauseAfterError);
       return;
     }
     succeeded_.fetch_add(1, std::memory_order_relaxed);
     ++result->succeeded;
     result->latency.Record(latency);
-    AddTiming(answer->timing, &result->stages);
+    if (direction != LoadDirection::kBackward) AddTiming(answer.timing, &result->stages);
+    if (direction != LoadDirection::kForward) AddTiming(gradients.timing, &result->stages);
     // The first of the run is always taken, so that a short run verifies something.
     if (options_.verify_share > 0 && (ticket == 0 || std::uniform_real_distribution<double>(
                                                          0, 1)(*random) < options_.verify_share)) {
-      result->samples.push_back(verifier_->Sample(input, *answer, random));
+      AnswerSample sample{.input = input};
+      if (direction != LoadDirection::kBackward) verifier_->Sample(answer, random, &sample);
+      if (direction != LoadDirection::kForward) verifier_->Sample(gradients, random, &sample);
+      result->samples.push_back(std::move(sample));
     }
   }
 
@@ -157,6 +179,17 @@ LoadLimit LimitFrom(std::optional<absl::Duration> duration, int64_t requests,
                     absl::Duration default_duration) {
   const absl::Duration otherwise = requests > 0 ? absl::InfiniteDuration() : default_duration;
   return {.duration = duration.value_or(otherwise), .requests = requests};
+}
+
+absl::Status MakeForwardCalls(AttentionClient* client, absl::Duration timeout, Workload* workload) {
+  if (workload->direction() != LoadDirection::kBackward) return absl::OkStatus();
+  for (int input = 0; input < workload->num_inputs(); ++input) {
+    absl::StatusOr<AttendResult> result =
+        client->Attend(workload->request(input), {.timeout = timeout});
+    if (!result.ok()) return result.status();
+    workload->SetForwardResult(input, *std::move(result));
+  }
+  return absl::OkStatus();
 }
 
 LoadResult RunLoad(AttentionClient* client, const Workload& workload, const Verifier* verifier,

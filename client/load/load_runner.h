@@ -44,6 +44,7 @@ struct LoadOptions {
 struct StageTotals {
   absl::Duration receive = {}, queue = {}, compute = {}, send = {};
   absl::Duration upload = {}, kernel = {}, download = {};  // parts of compute
+  int64_t calls = 0;                                       // one or two a request
   int64_t batch_requests = 0;
   int64_t tiles_computed = 0;
   int64_t tiles_skipped = 0;
@@ -70,6 +71,10 @@ struct LoadProgress {
   int64_t succeeded = 0;
   int64_t failed = 0;
 };
+
+// Makes the forward calls that a load of backward calls is of, and stores their answers in
+// `workload`; nothing for other loads. Errors are the client's.
+absl::Status MakeForwardCalls(AttentionClient* client, absl::Duration timeout, Workload* workload);
 
 // `verifier` may be null when verify_share is 0. `progress` is called about once a second on the
 // calling thread; may be null. Setting `stop` ends the run early; requests in flight are awaited.

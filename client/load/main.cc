@@ -42,6 +42,10 @@ ABSL_FLAG(bool, causal, true, "a query sees keys up to its own position; --nocau
 ABSL_FLAG(absl::optional<float>, eps, absl::nullopt,
           "largest share of softmax mass that skipping may drop; empty: the server's default");
 ABSL_FLAG(bool, want_lse, false, "ask for the log-sum-exp");
+ABSL_FLAG(std::string, direction, "forward",
+          "what a request is: forward; backward, of forward calls that are made before; or both, a "
+          "forward call and then the backward call of its answer");
+ABSL_FLAG(bool, bias_gradient, false, "ask backward calls for the gradient of the slopes");
 ABSL_FLAG(int, inputs, 4, "different inputs, sent in turn, 1 to 64");
 ABSL_FLAG(uint64_t, seed, 1, "of the inputs and of which answers are verified");
 ABSL_FLAG(absl::optional<absl::Duration>, duration, absl::nullopt,
@@ -135,6 +139,12 @@ absl::Status CheckCommand(const Command& c) {
     return absl::InvalidArgumentError(
         absl::StrCat("--verify is ", c.load.verify_share, "; accepted: 0 to 1"));
   }
+  // What an eps may drop of a gradient is no simple share of it.
+  if (c.load.verify_share > 0 && c.workload.direction != LoadDirection::kForward &&
+      c.workload.eps.value_or(0) > kDefaultEps) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--eps is ", *c.workload.eps, "; accepted with --verify of gradients: up to 2^-24"));
+  }
   if (c.verify_rows < 1 || c.verify_rows > 4096) {
     return absl::InvalidArgumentError(
         absl::StrCat("--verify_rows is ", c.verify_rows, "; accepted: 1 to 4096"));
@@ -148,6 +158,16 @@ std::optional<absl::Duration> DurationOf(const absl::optional<absl::Duration>& f
   return *flag;
 }
 
+absl::StatusOr<LoadDirection> DirectionFromFlag() {
+  const std::string name = absl::GetFlag(FLAGS_direction);
+  for (const LoadDirection direction :
+       {LoadDirection::kForward, LoadDirection::kBackward, LoadDirection::kBoth}) {
+    if (name == Name(direction)) return direction;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--direction is '", name, "'; accepted: forward, backward, both"));
+}
+
 absl::StatusOr<Command> CommandFromFlags() {
   const std::string dtype_name = absl::GetFlag(FLAGS_dtype);
   const std::optional<DType> dtype = DTypeFromName(dtype_name);
@@ -155,13 +175,16 @@ absl::StatusOr<Command> CommandFromFlags() {
     return absl::InvalidArgumentError(
         absl::StrCat("--dtype is '", dtype_name, "'; accepted: float16, bfloat16, float32"));
   }
+  const absl::StatusOr<LoadDirection> direction = DirectionFromFlag();
+  if (!direction.ok()) return direction.status();
   Command command{
       .client = {.target = absl::GetFlag(FLAGS_target),
                  .num_connections = absl::GetFlag(FLAGS_connections),
                  // A request that is tried again would hide an error and count two as one.
                  .retry = {.max_attempts = 1},
                  .max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes)},
-      .workload = {.heads = absl::GetFlag(FLAGS_heads),
+      .workload = {.direction = *direction,
+                   .heads = absl::GetFlag(FLAGS_heads),
                    .kv_heads = absl::GetFlag(FLAGS_kv_heads),
                    .head_dim = absl::GetFlag(FLAGS_head_dim),
                    .seq_len = absl::GetFlag(FLAGS_seq_len),
@@ -169,7 +192,9 @@ absl::StatusOr<Command> CommandFromFlags() {
                    .dtype = *dtype,
                    .alibi = absl::GetFlag(FLAGS_alibi),
                    .causal = absl::GetFlag(FLAGS_causal),
-                   .want_lse = absl::GetFlag(FLAGS_want_lse),
+                   .want_lse =
+                       absl::GetFlag(FLAGS_want_lse) || *direction != LoadDirection::kForward,
+                   .bias_gradient = absl::GetFlag(FLAGS_bias_gradient),
                    .num_inputs = absl::GetFlag(FLAGS_inputs),
                    .seed = absl::GetFlag(FLAGS_seed)},
       .load = {.concurrency = absl::GetFlag(FLAGS_concurrency),
@@ -218,7 +243,7 @@ absl::Status WriteReport(const LoadReport& report, const std::string& json,
   return file->has_value() ? (*file)->Write({FormatJson(report)}) : absl::OkStatus();
 }
 
-absl::Status RunCommand(const Command& command, const Workload& workload, AttentionClient* client) {
+absl::Status RunCommand(const Command& command, Workload& workload, AttentionClient* client) {
   // A report that cannot be written is not measured.
   std::optional<OutputFile> json_file;
   if (!command.json.empty() && command.json != "-") {
@@ -234,6 +259,10 @@ absl::Status RunCommand(const Command& command, const Workload& workload, Attent
   absl::StatusOr<ServerInfo> server = client->GetServerInfo({.timeout = absl::Seconds(10)});
   if (!server.ok()) return server.status();
   report.server = *std::move(server);
+
+  if (auto made = MakeForwardCalls(client, command.load.timeout, &workload); !made.ok()) {
+    return made;
+  }
 
   std::unique_ptr<Verifier> verifier;
   if (command.load.verify_share > 0) {

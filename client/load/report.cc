@@ -38,9 +38,9 @@ double MeanSeconds(absl::Duration sum, int64_t count) {
 }
 
 double MeanBatch(const LoadResult& result) {
-  return result.succeeded == 0 ? 0
-                               : static_cast<double>(result.stages.batch_requests) /
-                                     static_cast<double>(result.succeeded);
+  return result.stages.calls == 0 ? 0
+                                  : static_cast<double>(result.stages.batch_requests) /
+                                        static_cast<double>(result.stages.calls);
 }
 
 std::string Milliseconds(double seconds) { return absl::StrFormat("%.3f ms", seconds * 1e3); }
@@ -49,6 +49,11 @@ std::string Milliseconds(absl::Duration d) { return Milliseconds(absl::ToDoubleS
 // JSON has no infinity: a figure that is not finite becomes null.
 nlohmann::json Number(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(nullptr);
+}
+
+// What the requests that are counted are.
+std::string Describe(LoadDirection direction) {
+  return direction == LoadDirection::kBoth ? "forward and backward call" : Name(direction);
 }
 
 std::string CodeName(absl::StatusCode code) { return absl::StatusCodeToString(code); }
@@ -62,13 +67,14 @@ std::string FormatTable(const LoadReport& report) {
   const int64_t n = result.succeeded;
   std::string out = absl::StrFormat(
       "server        %s, %s %s (%s)\n"
-      "request       %d queries x %d keys, %d heads (%d of k, v) x %d, %s, %s, alibi %s\n"
+      "request       %s: %d queries x %d keys, %d heads (%d of k, v) x %d, %s, %s, alibi %s\n"
       "load          %d in flight over %d connections, %s\n"
       "requests      %d succeeded, %d failed\n",
       report.target, report.server.backend, report.server.version,
-      absl::StrJoin(report.server.devices, "; "), report.request.total_q, report.request.total_kv,
-      report.request.num_q_heads, report.request.num_kv_heads, report.request.head_dim,
-      Name(w.dtype), w.causal ? "causal" : "full", w.alibi, report.concurrency, report.connections,
+      absl::StrJoin(report.server.devices, "; "), Describe(w.direction), report.request.total_q,
+      report.request.total_kv, report.request.num_q_heads, report.request.num_kv_heads,
+      report.request.head_dim, Name(w.dtype), w.causal ? "causal" : "full", w.alibi,
+      report.concurrency, report.connections,
       absl::FormatDuration(absl::Trunc(result.elapsed, absl::Milliseconds(1))), n, result.failed);
   for (const auto& [code, errors] : result.errors) {
     absl::StrAppendFormat(&out, "              %s: %d, first: %s\n", CodeName(code), errors.count,
@@ -97,12 +103,18 @@ std::string FormatTable(const LoadReport& report) {
                         result.stages.tiles_skipped);
   if (report.verify.has_value()) {
     const VerifyReport& v = *report.verify;
-    absl::StrAppendFormat(
-        &out,
-        "verified      %d answers (%d rows), %d wrong; largest relative error of o "
-        "%.2e, of lse %s; limit %.0e\n",
-        v.answers, v.rows, v.wrong, v.max_o_error,
-        w.want_lse ? absl::StrFormat("%.2e", v.max_lse_error) : "not asked for", v.limit);
+    absl::StrAppendFormat(&out, "verified      %d answers (%d rows), %d wrong", v.answers, v.rows,
+                          v.wrong);
+    if (w.direction != LoadDirection::kBackward) {
+      absl::StrAppendFormat(
+          &out, "; largest relative error of o %.2e, of lse %s; limit %.0e", v.max_o_error,
+          w.want_lse ? absl::StrFormat("%.2e", v.max_lse_error) : "not asked for", v.limit);
+    }
+    if (w.direction != LoadDirection::kForward) {
+      absl::StrAppendFormat(&out, "; of dq, dk and dv %.2e, limit %.0e", v.max_gradient_error,
+                            v.gradient_limit);
+    }
+    absl::StrAppend(&out, "\n");
   }
   return out;
 }
@@ -117,7 +129,9 @@ std::string FormatJson(const LoadReport& report) {
   json["server"] = {{"version", report.server.version},
                     {"backend", report.server.backend},
                     {"devices", report.server.devices}};
-  json["config"] = {{"heads", report.request.num_q_heads},
+  json["config"] = {{"direction", Name(w.direction)},
+                    {"bias_gradient", w.bias_gradient},
+                    {"heads", report.request.num_q_heads},
                     {"kv_heads", report.request.num_kv_heads},
                     {"head_dim", report.request.head_dim},
                     {"seq_len", report.request.total_kv},
@@ -169,6 +183,10 @@ std::string FormatJson(const LoadReport& report) {
                       {"max_o_error", Number(v.max_o_error)},
                       {"max_lse_error", w.want_lse ? Number(v.max_lse_error) : nullptr},
                       {"limit", v.limit}};
+    if (w.direction != LoadDirection::kForward) {
+      json["verify"]["max_gradient_error"] = Number(v.max_gradient_error);
+      json["verify"]["gradient_limit"] = v.gradient_limit;
+    }
   }
   // A server's message need not be UTF-8; it must not throw.
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";

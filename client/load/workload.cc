@@ -21,6 +21,14 @@ absl::Status CheckRange(const char* name, int64_t value, int64_t least, int64_t 
 }
 
 absl::StatusOr<WorkloadOptions> Resolve(WorkloadOptions options) {
+  if (options.direction != LoadDirection::kForward) options.want_lse = true;
+  if (options.bias_gradient && options.direction == LoadDirection::kForward) {
+    return absl::InvalidArgumentError(
+        "--bias_gradient is set; accepted: only with --direction=backward or both");
+  }
+  if (options.bias_gradient && options.alibi == "none") {
+    return absl::InvalidArgumentError("--bias_gradient is set; accepted: only with slopes");
+  }
   if (options.kv_heads == 0) options.kv_heads = options.heads;
   if (options.q_len == 0) options.q_len = options.seq_len;
   for (const absl::Status& status :
@@ -64,15 +72,56 @@ std::string RandomNormal(DType dtype, int64_t count, std::mt19937_64* random) {
 
 }  // namespace
 
+std::string Name(LoadDirection direction) {
+  switch (direction) {
+    case LoadDirection::kForward:
+      return "forward";
+    case LoadDirection::kBackward:
+      return "backward";
+    case LoadDirection::kBoth:
+      return "both";
+  }
+  return "";
+}
+
 absl::StatusOr<std::unique_ptr<Workload>> Workload::Create(const WorkloadOptions& options) {
   absl::StatusOr<WorkloadOptions> resolved = Resolve(options);
   if (!resolved.ok()) return resolved.status();
   std::unique_ptr<Workload> workload(new Workload(*resolved));
   workload->Generate();
-  absl::StatusOr<RequestSummary> summary = SummarizeRequest(workload->request(0));
+  absl::StatusOr<RequestSummary> summary = workload->Summarize();
   if (!summary.ok()) return summary.status();
   workload->summary_ = *summary;
   return workload;
+}
+
+absl::StatusOr<RequestSummary> Workload::Summarize() const {
+  absl::StatusOr<RequestSummary> forward = SummarizeRequest(request(0));
+  if (!forward.ok() || options_.direction == LoadDirection::kForward) return forward;
+  // Of an answer of the right size, whose memory is not read.
+  AttendResult answer;
+  answer.lse.resize(static_cast<size_t>(options_.q_len * options_.heads));
+  AttendBackwardRequest gradients = backward_request(0, answer);
+  gradients.o.data = inputs_[0]->q.data();
+  absl::StatusOr<RequestSummary> backward = SummarizeRequest(gradients);
+  if (!backward.ok()) return backward;
+  const bool both = options_.direction == LoadDirection::kBoth;
+  forward->request_bytes = backward->request_bytes + (both ? forward->request_bytes : 0);
+  forward->response_bytes = backward->response_bytes + (both ? forward->response_bytes : 0);
+  return forward;
+}
+
+AttendBackwardRequest Workload::backward_request(int input, const AttendResult& result) const {
+  const Input& of = *inputs_[input];
+  AttendBackwardRequest request;
+  request.forward = of.request;
+  request.o = of.request.q;
+  request.o.data = result.o.data();
+  request.lse = result.lse;
+  request.d_o = of.request.q;
+  request.d_o.data = of.d_o.data();
+  request.want_bias_gradient = options_.bias_gradient;
+  return request;
 }
 
 void Workload::Generate() {
@@ -87,6 +136,9 @@ void Workload::Generate() {
     input->q = RandomNormal(o.dtype, o.q_len * o.heads * o.head_dim, &random);
     input->k = RandomNormal(o.dtype, kv_count, &random);
     input->v = RandomNormal(o.dtype, kv_count, &random);
+    if (o.direction != LoadDirection::kForward) {
+      input->d_o = RandomNormal(o.dtype, o.q_len * o.heads * o.head_dim, &random);
+    }
     const std::vector<int64_t> kv_shape = {o.seq_len, o.kv_heads, o.head_dim};
     input->request = {
         .q = {.dtype = o.dtype, .shape = {o.q_len, o.heads, o.head_dim}, .data = input->q.data()},
@@ -111,6 +163,10 @@ AttentionProblem Workload::problem(int input) const {
   problem.q = inputs_[input]->q.data();
   problem.k = inputs_[input]->k.data();
   problem.v = inputs_[input]->v.data();
+  if (options_.direction != LoadDirection::kForward) {
+    problem.direction = Direction::kBackward;
+    problem.gradients.d_o = inputs_[input]->d_o.data();
+  }
   problem.sequences = absl::MakeConstSpan(&sequence_, 1);
   problem.mask = {.causal = options_.causal};
   problem.softmax_scale =

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,7 +20,16 @@
 
 namespace flashbias::client {
 
+// What a request of the load is.
+enum class LoadDirection {
+  kForward,
+  kBackward,  // of a forward call that was made before the load
+  kBoth,      // a forward call, and the backward call of its answer
+};
+std::string Name(LoadDirection direction);
+
 struct WorkloadOptions {
+  LoadDirection direction = LoadDirection::kForward;
   int64_t heads = 50;      // of q; at least 1
   int64_t kv_heads = 0;    // 0: as many as heads
   int64_t head_dim = 32;   // 1 to 128
@@ -29,9 +39,10 @@ struct WorkloadOptions {
   std::string alibi = "seed";  // "standard", "seed" or "none"
   bool causal = true;
   std::optional<float> eps = {};  // absent: the server's default
-  bool want_lse = false;
-  int num_inputs = 4;  // sent in turn, so that answers differ; 1 to 64
-  uint64_t seed = 1;   // of the standard normal q, k and v
+  bool want_lse = false;          // always with backward calls
+  bool bias_gradient = false;     // of backward calls; needs slopes
+  int num_inputs = 4;             // sent in turn, so that answers differ; 1 to 64
+  uint64_t seed = 1;              // of the standard normal q, k, v and d_o
 };
 
 class Workload {
@@ -43,16 +54,27 @@ class Workload {
 
   int num_inputs() const { return static_cast<int>(inputs_.size()); }
   const AttendRequest& request(int input) const { return inputs_[input]->request; }
-  // The same as the backends see it, without o and lse.
+  // The same as the backends see it, without o and lse; backward where there are backward calls.
   AttentionProblem problem(int input) const;
-  // Of each request.
+  // The gradients of a forward call that gave `result`; refers to that.
+  AttendBackwardRequest backward_request(int input, const AttendResult& result) const;
+  // What the load's backward calls are of. Not while it runs.
+  void SetForwardResult(int input, AttendResult result) {
+    inputs_[input]->result = std::move(result);
+  }
+  const AttendResult& forward_result(int input) const { return inputs_[input]->result; }
+  LoadDirection direction() const { return options_.direction; }
+  // Of each request; the bytes of kBoth are those of both calls.
   const RequestSummary& summary() const { return summary_; }
 
  private:
   struct Input {
-    std::string q, k, v;
+    std::string q, k, v, d_o;
     AttendRequest request;
+    AttendResult result;
   };
+
+  absl::StatusOr<RequestSummary> Summarize() const;
 
   explicit Workload(const WorkloadOptions& options) : options_(options) {}
   void Generate();

@@ -106,6 +106,7 @@ HWY_INLINE void ComputeProbabilities(const float* HWY_RESTRICT rows, size_t rank
 // Of a row's columns, what the gradient of the bias is made of. Distances are relative to the
 // reference.
 struct BiasSums {
+  alignas(64) float mass[kGroupRows * kLanes];               // sum_j P
   alignas(64) float excess[kGroupRows * kLanes];             // sum_j dS
   alignas(64) float distance[kGroupRows * kLanes];           // ALiBi: sum_j dS |i - j|
   alignas(64) float probable_distance[kGroupRows * kLanes];  // ALiBi: sum_j P |i - j|
@@ -129,7 +130,9 @@ HWY_INLINE void ComputeScoreGradients(const float* HWY_RESTRICT rows, size_t hea
         const Vec d_logit = hn::Mul(p, hn::Sub(acc[r][v], ValueOf<kPass>(queries.delta, r, at)));
         hn::Store(d_logit, d, ws.d_logit.get() + r * kColumnTile + at);
         if constexpr (kBiasSums) {
+          float* HWY_RESTRICT mass = bias_sums->mass + r * kLanes;
           float* HWY_RESTRICT excess = bias_sums->excess + r * kLanes;
+          hn::Store(hn::Add(hn::Load(d, mass), p), d, mass);
           hn::Store(hn::Add(hn::Load(d, excess), d_logit), d, excess);
           if constexpr (kBias == ScoreBias::kAlibiLeft || kBias == ScoreBias::kAlibiTwoSided) {
             const Vec distance = DistanceOf<kPass, kBias>(queries, r, at, KeyOf<kPass>(0, r, at));

@@ -549,13 +549,16 @@ HWY_INLINE ColumnRange DescribeGroup(const BackwardRun& run, size_t first_row, i
     earliest_end = std::min(earliest_end, values.end[n]);
   }
   ColumnRange range{.begin = static_cast<size_t>(begin), .end = static_cast<size_t>(end)};
-  range.masked = latest_begin > static_cast<float>(range.begin / kPanel * kPanel) ||
+  // Whole panels are computed, so a range that ends inside one is masked too.
+  const size_t panels_begin = range.begin / kPanel * kPanel;
+  range.masked = latest_begin > static_cast<float>(panels_begin) ||
                  earliest_end < static_cast<float>(RoundUp(range.end, kPanel));
   return range;
 }
 
 // BiasSums of the block's rows.
 struct BlockSums {
+  std::array<double, kBlockRows> mass{};
   std::array<double, kBlockRows> excess{};
   std::array<double, kBlockRows> distance{};
   std::array<double, kBlockRows> probable_distance{};
@@ -568,14 +571,23 @@ HWY_INLINE void AddBiasSums(const BiasSums& group, size_t first_row, BlockSums& 
     return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Load(d, lanes))));
   };
   for (size_t r = 0; r < static_cast<size_t>(kGroupRows); ++r) {
+    block.mass[first_row + r] += sum(group.mass + r * kLanes);
     block.excess[first_row + r] += sum(group.excess + r * kLanes);
     block.distance[first_row + r] += sum(group.distance + r * kLanes);
     block.probable_distance[first_row + r] += sum(group.probable_distance + r * kLanes);
   }
 }
 
-// A row's dS sum to 0 but for the rounding of o in delta: what they do sum to is spread over its
-// keys as P is. Large factors, as positions are, would carry it into the result.
+// What of the rounding of o in delta each unit of a row's probability carries. A row's dS sum to 0
+// but for that, which large factors, as positions are, would carry into their gradients. Where lse
+// counts keys that are not here, those of another shard, dS has no reason to sum to 0: 0.
+HWY_INLINE double ExcessOfMass(DType dtype, const BlockSums& sums, size_t row) {
+  // With tensors of 16 bits lse may be that of weights rounded as they are.
+  const double whole_row = dtype == DType::kFloat32 ? 0x1p-17 : 0x1p-10;
+  const double mass = sums.mass[row];
+  return std::abs(mass - 1) < whole_row ? sums.excess[row] / mass : 0;
+}
+
 HWY_INLINE void WriteQueryBlock(const BackwardRun& run, const BlockSums& bias_sums) {
   const AttentionProblem& problem = run.problem;
   const QueryRow* rows = run.sequence.RowsOf(run.task.head) + run.task.begin;
@@ -596,9 +608,10 @@ HWY_INLINE void WriteQueryBlock(const BackwardRun& run, const BlockSums& bias_su
     if (!run.want_factors) continue;
     if (rows[r].keys.begin < rows[r].keys.end) {
       const float* HWY_RESTRICT probable = run.ws.probable_factors.get() + r * padded_rank;
+      const double excess = ExcessOfMass(problem.dtype, bias_sums, static_cast<size_t>(r));
       for (size_t i = 0; i < run.rank; ++i) {
         factor_sums[i] = static_cast<float>(static_cast<double>(factor_sums[i]) -
-                                            bias_sums.excess[r] * static_cast<double>(probable[i]));
+                                            excess * static_cast<double>(probable[i]));
       }
     }
     std::memcpy(run.sequence.dphi_q +
@@ -652,7 +665,11 @@ HWY_INLINE void ComputeQueryBlock(const BackwardRun& run, double* slope_sum) {
   double sum = 0;
   for (int32_t r = 0; r < task.count; ++r) {
     if (rows[r].keys.begin >= rows[r].keys.end) continue;
-    sum += block_sums.distance[r] - block_sums.excess[r] * block_sums.probable_distance[r];
+    // The kernel's distances are less that of the reference.
+    const double excess = ExcessOfMass(run.problem.dtype, block_sums, static_cast<size_t>(r));
+    sum += block_sums.distance[r] - excess * block_sums.probable_distance[r] +
+           (block_sums.excess[r] - excess * block_sums.mass[r]) *
+               static_cast<double>(rows[r].distance);
   }
   *slope_sum = sum;
 }

@@ -34,6 +34,17 @@ __device__ inline int GradientScaleLog2(const uint32_t* magnitudes, int kv_head)
   return 13 - exponent;
 }
 
+// What of the rounding of o in delta each unit of a row's probability carries: over all keys of a
+// row dS adds up to zero but for that, and distances or factors would carry it into the gradient of
+// the bias. A row's probabilities add up to `mass`, its dS to `excess`. Where lse counts keys that
+// are not here, those of another shard, dS has no reason to add up to zero: 0.
+template <typename Element>
+__device__ inline float ExcessOfMass(float mass, float excess) {
+  // lse may be that of weights rounded to 16 bits.
+  constexpr float kWholeRow = std::is_same_v<Element, __half> ? 0x1p-10f : 0x1p-7f;
+  return fabsf(mass - 1) < kWholeRow ? excess / mass : 0.0f;
+}
+
 // 2^exponent; REQUIRES: -126 <= exponent <= 127.
 __device__ inline float PowerOfTwo(int exponent) {
   return __uint_as_float(static_cast<uint32_t>(exponent + 127) << 23);

@@ -28,6 +28,7 @@
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
 #include "tests/bench/gpu_server_process.h"
+#include "tests/bench/service_caller.h"
 #include "tests/bench/transport_subject.h"
 
 ABSL_FLAG(std::vector<std::string>, sizes_kb,
@@ -41,6 +42,9 @@ ABSL_FLAG(std::vector<std::string>, subjects,
           (std::vector<std::string>{"generated", "echo", "service", "shared"}),
           "generated, echo, service, gpu; shared, gpu_shared, gpu_ipc (over unix only), python "
           "(over tcp only); ratios need the peers.");
+ABSL_FLAG(std::string, direction, "forward",
+          "What a request is: forward, backward, or both, a forward call and the backward call of "
+          "its answer; the last two only of service, shared, gpu, gpu_shared and gpu_ipc.");
 ABSL_FLAG(std::string, python_target, "127.0.0.1:8500", "Where peers/python_service.py listens.");
 ABSL_FLAG(int, connections, 2, "Connections of a client.");
 ABSL_FLAG(int, copy_threads, 0, "Of the service; 0: its default.");
@@ -148,6 +152,15 @@ absl::StatusOr<std::unique_ptr<TransportSubject>> Make(const std::string& name,
       "'; accepted: generated, echo, service, gpu, shared, gpu_shared, gpu_ipc, python"));
 }
 
+absl::StatusOr<Calls> CallsFromFlag() {
+  const std::string direction = absl::GetFlag(FLAGS_direction);
+  if (direction == "forward") return Calls::kForward;
+  if (direction == "backward") return Calls::kBackward;
+  if (direction == "both") return Calls::kBoth;
+  return absl::InvalidArgumentError(
+      absl::StrCat("direction is '", direction, "'; accepted: forward, backward, both"));
+}
+
 // One line for each subject; appends to `json`.
 absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
                      nlohmann::json* json) {
@@ -155,7 +168,13 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
   if (transport != "unix") {
     for (const char* name : {"shared", "gpu_shared", "gpu_ipc"}) std::erase(names, name);
   }
+  const absl::StatusOr<Calls> calls = CallsFromFlag();
+  if (!calls.ok()) return calls.status();
+  if (*calls != Calls::kForward) {
+    for (const char* name : {"generated", "echo", "python"}) std::erase(names, name);
+  }
   TransportSetup setup = {
+      .calls = *calls,
       .connections = absl::GetFlag(FLAGS_connections),
       .lanes = lanes,
       .tokens = std::max<int64_t>(1, size_kb * 1024 / (3 * kTensorBytesPerToken)),
@@ -193,7 +212,7 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
     }
   }
 
-  const double bytes = 4.0 * static_cast<double>(setup.tokens * kTensorBytesPerToken);
+  const auto bytes = static_cast<double>(ServiceCaller::BytesMoved(setup.calls, setup.tokens));
   std::map<std::string, double> rates;
   for (size_t n = 0; n < names.size(); ++n)
     rates[names[n]] = figures[n].Count() / figures[n].wall_seconds;
@@ -222,7 +241,8 @@ absl::Status Measure(const std::string& transport, int64_t size_kb, int lanes,
           stage(&ServerTime::kernel), stage(&ServerTime::download), stage(&ServerTime::rest),
           stage(&ServerTime::send));
     }
-    json->push_back({{"transport", transport},
+    json->push_back({{"direction", absl::GetFlag(FLAGS_direction)},
+                     {"transport", transport},
                      {"size_kb", size_kb},
                      {"bytes", bytes},
                      {"concurrency", lanes},

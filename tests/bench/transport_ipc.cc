@@ -42,8 +42,9 @@ class IpcSubject final : public TransportSubject {
     if (!status.ok()) return status;
     std::vector<char> host(total);
     const size_t bytes = caller_.tensor_bytes();
-    for (uint32_t n = 0; n < 3; ++n)
+    for (uint32_t n = 0; n < caller_.num_inputs(); ++n) {
       FillWithValues(n, absl::MakeSpan(host).subspan(n * bytes, bytes));
+    }
     status =
         ToStatus(cudaMemcpy(tensors_, host.data(), total, cudaMemcpyHostToDevice), "cudaMemcpy");
     if (status.ok()) status = ToStatus(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -55,8 +56,7 @@ class IpcSubject final : public TransportSubject {
              absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&handle), sizeof(handle))});
     if (!region.ok()) return region.status();
     region_ = *std::move(region);
-    caller_.set_tensors(static_cast<char*>(tensors_));
-    return absl::OkStatus();
+    return caller_.SetTensors(static_cast<char*>(tensors_));
   }
 
   absl::Status Call(int lane, std::optional<ServerTime>* time) override {

@@ -72,9 +72,10 @@ class ServiceSubject final : public TransportSubject {
     }
     std::fill_n(tensors, caller_.total_bytes(), '\0');
     const size_t bytes = caller_.tensor_bytes();
-    for (uint32_t n = 0; n < 3; ++n) FillWithValues(n, {tensors + n * bytes, bytes});
-    caller_.set_tensors(tensors);
-    return absl::OkStatus();
+    for (uint32_t n = 0; n < caller_.num_inputs(); ++n) {
+      FillWithValues(n, {tensors + n * bytes, bytes});
+    }
+    return caller_.SetTensors(tensors);
   }
 
   absl::Status Call(int lane, std::optional<ServerTime>* time) override {

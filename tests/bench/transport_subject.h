@@ -18,7 +18,15 @@
 
 namespace flashbias::bench {
 
+// What one call of a subject is; backward and both only of those that are the service.
+enum class Calls {
+  kForward,
+  kBackward,  // of one forward call that is made before
+  kBoth,      // a forward call, and the backward call of its answer
+};
+
 struct TransportSetup {
+  Calls calls = Calls::kForward;
   std::string unix_path = {};  // empty: loopback TCP
   int connections = 1;
   int lanes = 1;       // threads that call at once
@@ -54,8 +62,8 @@ struct ServerTime {
 class TransportSubject {
  public:
   virtual ~TransportSubject() = default;
-  // Sends q, k and v and has o in the caller's memory when it returns. Fills `time` where the
-  // subject is one that tells.
+  // Sends q, k and v (and o, lse and d_o) and has o (and dq, dk and dv) in the caller's memory when
+  // it returns. Fills `time` where the subject is one that tells.
   virtual absl::Status Call(int lane, std::optional<ServerTime>* time) = 0;
 };
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/synchronization/barrier.h"
@@ -522,6 +523,172 @@ TEST(AttentionClientTest, AnswersGoWhereTheCallerSays) {
   status = client->Attend(test.request, options).status();
   EXPECT_THAT(std::string(status.message()), HasSubstr("because want_lse is false"));
   EXPECT_EQ(server.calls(), 1) << "nothing was sent";
+}
+
+// The backward call of a TestRequest.
+struct TestBackward : TestRequest {
+  std::vector<float> o = std::vector<float>(3 * 4 * 8, 2.0f);
+  std::vector<float> d_o = std::vector<float>(3 * 4 * 8, 3.0f);
+  std::vector<float> lse = std::vector<float>(3 * 4, 4.0f);
+
+  AttendBackwardRequest backward() const {
+    return {.forward = request,
+            .o = {.shape = {3, 4, 8}, .data = o.data()},
+            .lse = lse,
+            .d_o = {.shape = {3, 4, 8}, .data = d_o.data()},
+            .want_bias_gradient = !std::holds_alternative<std::monostate>(request.bias)};
+  }
+};
+
+std::string BytesOf(const std::vector<float>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+FakeServer::BackwardHandler BackwardEchoHandler(v1::AttendBackwardRequest* received = nullptr) {
+  return [received](int, grpc::ServerContext*, const v1::AttendBackwardRequest& request,
+                    v1::AttendBackwardResponse* response) {
+    if (received != nullptr) *received = request;
+    return Echo(request, response);
+  };
+}
+
+TEST(AttendBackwardTest, SendsWhatTheRequestSaysAndReturnsTheAnswer) {
+  v1::AttendBackwardRequest received;
+  FakeServer server(BackwardEchoHandler(&received));
+  TestBackward test;
+  test.request.want_lse = true;
+  test.request.left_window = 7;
+  test.request.bias = AlibiSlopes{.slopes = test.slopes};
+  const auto gradients = Connect(server)->AttendBackward(test.backward());
+  ASSERT_TRUE(gradients.ok()) << gradients.status();
+  EXPECT_FALSE(received.forward().want_lse()) << "a server refuses it";
+  EXPECT_EQ(received.forward().left_window(), 7);
+  EXPECT_EQ(received.forward().q().data(), BytesOf(test.q));
+  EXPECT_EQ(received.forward().alibi().slopes().data(), BytesOf(test.slopes));
+  EXPECT_TRUE(received.want_bias_gradient());
+  EXPECT_EQ(received.o().data(), BytesOf(test.o));
+  EXPECT_EQ(received.d_o().data(), BytesOf(test.d_o));
+  EXPECT_EQ(received.lse().data(), BytesOf(test.lse));
+  EXPECT_THAT(received.lse().shape(), testing::ElementsAre(3, 4));
+  EXPECT_EQ(received.lse().dtype(), v1::DTYPE_FLOAT32);
+
+  EXPECT_EQ(gradients->dtype, DType::kFloat32);
+  EXPECT_EQ(gradients->dq, BytesOf(test.d_o));
+  EXPECT_EQ(gradients->dk, BytesOf(test.k));
+  EXPECT_EQ(gradients->dv, BytesOf(test.k));
+  EXPECT_EQ(gradients->dslopes, test.slopes);
+  EXPECT_TRUE(gradients->dphi_q.empty());
+  EXPECT_EQ(gradients->timing.batch_requests, 3);
+}
+
+TEST(AttendBackwardTest, AnswersGoWhereTheCallerSays) {
+  FakeServer server(BackwardEchoHandler());
+  const auto client = Connect(server);
+  TestBackward test;
+  const std::vector<float> phi(5 * 3, 0.125f);
+  test.request.bias = LowRankFactors{.phi_q = {.shape = {3, 1, 3}, .data = phi.data()},
+                                     .phi_k = {.shape = {5, 1, 3}, .data = phi.data()}};
+  std::string dq(384, '?'), dk(320, '?'), dv(320, '?');
+  std::vector<float> dphi_q(9), dphi_k(15);
+  CallOptions options;
+  options.gradients = {.dq = absl::MakeSpan(dq),
+                       .dk = absl::MakeSpan(dk),
+                       .dv = absl::MakeSpan(dv),
+                       .dphi_q = absl::MakeSpan(dphi_q),
+                       .dphi_k = absl::MakeSpan(dphi_k)};
+  const auto gradients = client->AttendBackward(test.backward(), options);
+  ASSERT_TRUE(gradients.ok()) << gradients.status();
+  EXPECT_EQ(dq, BytesOf(test.d_o));
+  EXPECT_EQ(dk, BytesOf(test.k));
+  EXPECT_EQ(dv, BytesOf(test.k));
+  EXPECT_EQ(dphi_q, std::vector<float>(9, 0.125f));
+  EXPECT_EQ(dphi_k, phi);
+  EXPECT_TRUE(gradients->dq.empty() && gradients->dk.empty() && gradients->dv.empty());
+  EXPECT_TRUE(gradients->dphi_q.empty() && gradients->dphi_k.empty());
+
+  options.gradients.dk = absl::MakeSpan(dk).subspan(1);
+  absl::Status status = client->AttendBackward(test.backward(), options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("gradients.dk has 319 bytes"));
+  status = client->Attend(test.request, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("gradients has buffers"));
+  options = {.result = {.o = absl::MakeSpan(dq)}};
+  status = client->AttendBackward(test.backward(), options).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("result has buffers"));
+  AttendBackwardRequest no_lse = test.backward();
+  no_lse.lse = {};
+  status = client->AttendBackward(no_lse).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("lse has 0 values; accepted: 12"));
+  EXPECT_EQ(server.calls(), 1) << "nothing was sent";
+}
+
+TEST(AttendBackwardTest, OnlyUnavailableIsTriedAgain) {
+  FakeServer server([](int call, grpc::ServerContext*, const v1::AttendBackwardRequest& request,
+                       v1::AttendBackwardResponse* response) {
+    if (call < 2) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "not yet");
+    if (call == 3) return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
+    return Echo(request, response);
+  });
+  const auto client = Connect(server);
+  TestBackward test;
+  EXPECT_TRUE(client->AttendBackward(test.backward()).ok());
+  EXPECT_EQ(server.calls(), 3);
+  EXPECT_EQ(client->AttendBackward(test.backward()).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(server.calls(), 4);
+}
+
+TEST(AttendBackwardTest, ACancelledCallEnds) {
+  absl::Notification reached;
+  FakeServer server([&](int, grpc::ServerContext* context, const v1::AttendBackwardRequest&,
+                        v1::AttendBackwardResponse*) {
+    reached.Notify();
+    while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(2));
+    return grpc::Status::CANCELLED;
+  });
+  const auto client = Connect(server);
+  TestBackward test;
+  CallOptions options{.cancellation = std::make_shared<Cancellation>()};
+  std::thread cancels([&] {
+    reached.WaitForNotification();
+    options.cancellation->Cancel();
+  });
+  EXPECT_EQ(client->AttendBackward(test.backward(), options).status().code(),
+            absl::StatusCode::kCancelled);
+  cancels.join();
+}
+
+TEST(AttendBackwardTest, AnswersThatDoNotFitTheRequestAreInternal) {
+  using Fault = void (*)(v1::AttendBackwardResponse*);
+  const Fault faults[] = {
+      [](v1::AttendBackwardResponse* r) { r->Clear(); },
+      [](v1::AttendBackwardResponse* r) { r->clear_dq(); },
+      [](v1::AttendBackwardResponse* r) { r->mutable_dk()->set_dtype(v1::DTYPE_FLOAT16); },
+      [](v1::AttendBackwardResponse* r) { r->mutable_dv()->set_shape(0, 2); },
+      [](v1::AttendBackwardResponse* r) { r->mutable_dv()->mutable_data()->pop_back(); },
+      [](v1::AttendBackwardResponse* r) { r->mutable_dq()->set_region_id(3); },
+      [](v1::AttendBackwardResponse* r) { r->clear_dslopes(); },
+      [](v1::AttendBackwardResponse* r) { r->mutable_dslopes()->set_shape(0, 3); },
+      [](v1::AttendBackwardResponse* r) { r->mutable_dslopes()->mutable_data()->resize(15); }};
+  FakeServer server([&](int call, grpc::ServerContext*, const v1::AttendBackwardRequest& request,
+                        v1::AttendBackwardResponse* response) {
+    Echo(request, response);
+    faults[call](response);
+    return grpc::Status::OK;
+  });
+  const auto client = Connect(server);
+  TestBackward test;
+  test.request.bias = AlibiSlopes{.slopes = test.slopes};
+  std::string dq(384, '?');
+  CallOptions options;
+  options.gradients.dq = absl::MakeSpan(dq);
+  for (size_t n = 0; n < std::size(faults); ++n) {
+    const auto gradients = client->AttendBackward(test.backward(), options);
+    EXPECT_EQ(gradients.status().code(), absl::StatusCode::kInternal) << n;
+    EXPECT_THAT(std::string(gradients.status().message()), HasSubstr("the server answered")) << n;
+    EXPECT_EQ(dq, std::string(384, '?')) << n;
+  }
 }
 
 // A request that no socket buffer holds, for a server that reads nothing.

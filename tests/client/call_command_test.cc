@@ -21,11 +21,17 @@ using ::testing::HasSubstr;
 class CallCommandTest : public testing::Test {
  protected:
   CallCommandTest()
-      : server_([this](int, grpc::ServerContext*, const v1::AttendRequest& request,
-                       v1::AttendResponse* response) {
-          received_ = request;
-          return Echo(request, response);
-        }) {}
+      : server_(
+            [this](int, grpc::ServerContext*, const v1::AttendRequest& request,
+                   v1::AttendResponse* response) {
+              received_ = request;
+              return Echo(request, response);
+            },
+            [this](int, grpc::ServerContext*, const v1::AttendBackwardRequest& request,
+                   v1::AttendBackwardResponse* response) {
+              received_backward_ = request;
+              return Echo(request, response);
+            }) {}
   ~CallCommandTest() override {
     for (const std::string& path : written_) std::remove(path.c_str());
   }
@@ -64,6 +70,7 @@ class CallCommandTest : public testing::Test {
 
   std::vector<std::string> written_;
   v1::AttendRequest received_;
+  v1::AttendBackwardRequest received_backward_;
   std::ostringstream out_;
   FakeServer server_;
 };
@@ -94,6 +101,39 @@ TEST_F(CallCommandTest, SendsTheFilesAndWritesTheAnswer) {
   ASSERT_TRUE(lse.ok()) << lse.status();
   EXPECT_EQ(lse->shape, (std::vector<int64_t>{2, 2}));
   EXPECT_EQ(out_.str(), "");
+}
+
+TEST_F(CallCommandTest, WithTheGradientOfOItWritesGradients) {
+  CallCommand command = Command();
+  command.alibi = "seed";
+  command.d_o = Write<float>("d_o", NpyType::kFloat32, {2, 2, 2}, {8, 7, 6, 5, 4, 3, 2, 1});
+  command.dq = Path("dq");
+  command.dv = Path("dv");
+  command.dslopes = Path("dslopes");
+  const absl::Status status = Run(command);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(server_.calls(), 2);
+  EXPECT_EQ(received_backward_.o().data(), received_.q().data()) << "what the server answered";
+  EXPECT_EQ(received_backward_.lse().data().size(), 16u);
+  EXPECT_TRUE(received_backward_.want_bias_gradient());
+  const auto dq = ReadNpy(command.dq);
+  ASSERT_TRUE(dq.ok()) << dq.status();
+  EXPECT_EQ(dq->shape, (std::vector<int64_t>{2, 2, 2}));
+  EXPECT_EQ(dq->data, received_backward_.d_o().data());
+  const auto dv = ReadNpy(command.dv);
+  ASSERT_TRUE(dv.ok()) << dv.status();
+  EXPECT_EQ(dv->shape, (std::vector<int64_t>{3, 2, 2}));
+  const auto dslopes = ReadNpy(command.dslopes);
+  ASSERT_TRUE(dslopes.ok()) << dslopes.status();
+  EXPECT_EQ(dslopes->data, received_.alibi().slopes().data());
+  EXPECT_EQ(out_.str(), "");
+
+  command.alibi = "";
+  EXPECT_THAT(std::string(CheckCallCommand(command).message()), HasSubstr("without --alibi"));
+  command = Command();
+  command.dk = Path("dk");
+  EXPECT_THAT(std::string(CheckCallCommand(command).message()),
+              HasSubstr("--dk is given without --d_o"));
 }
 
 TEST_F(CallCommandTest, NamedSlopesAndConversionToTheWire) {

@@ -32,7 +32,14 @@ class FakeServer final : public v1::AttentionService::Service {
       std::function<grpc::Status(int call, grpc::ServerContext* context,
                                  const v1::AttendRequest& request, v1::AttendResponse* response)>;
 
-  explicit FakeServer(Handler handler) : handler_(std::move(handler)) {
+  // The same for AttendBackward, whose calls count too.
+  using BackwardHandler = std::function<grpc::Status(int call, grpc::ServerContext* context,
+                                                     const v1::AttendBackwardRequest& request,
+                                                     v1::AttendBackwardResponse* response)>;
+
+  explicit FakeServer(BackwardHandler backward) : FakeServer(Handler(), std::move(backward)) {}
+  explicit FakeServer(Handler handler, BackwardHandler backward = nullptr)
+      : handler_(std::move(handler)), backward_(std::move(backward)) {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.SetMaxReceiveMessageSize(std::numeric_limits<int>::max());
@@ -59,6 +66,12 @@ class FakeServer final : public v1::AttentionService::Service {
     return handler_(calls_++, context, *request, response);
   }
 
+  grpc::Status AttendBackward(grpc::ServerContext* context,
+                              const v1::AttendBackwardRequest* request,
+                              v1::AttendBackwardResponse* response) override {
+    return backward_(calls_++, context, *request, response);
+  }
+
   grpc::Status GetServerInfo(grpc::ServerContext* /*context*/,
                              const v1::GetServerInfoRequest* /*request*/,
                              v1::GetServerInfoResponse* response) override {
@@ -68,6 +81,7 @@ class FakeServer final : public v1::AttentionService::Service {
 
  private:
   const Handler handler_;
+  const BackwardHandler backward_;
   v1::GetServerInfoResponse info_;
   int port_ = 0;
   std::atomic<int> calls_{0};
@@ -98,8 +112,27 @@ inline grpc::Status Echo(const v1::AttendRequest& request, v1::AttendResponse* r
   return grpc::Status::OK;
 }
 
+// Gradients of the right shapes: dq is d_o, dk is k, dv is v, those of the bias are it.
+inline grpc::Status Echo(const v1::AttendBackwardRequest& request,
+                         v1::AttendBackwardResponse* response) {
+  const v1::AttendRequest& forward = request.forward();
+  *response->mutable_dq() = request.d_o();
+  *response->mutable_dk() = forward.k();
+  *response->mutable_dv() = forward.v();
+  if (request.want_bias_gradient() && forward.has_alibi()) {
+    *response->mutable_dslopes() = forward.alibi().slopes();
+  }
+  if (request.want_bias_gradient() && forward.has_low_rank()) {
+    *response->mutable_dphi_q() = forward.low_rank().phi_q();
+    *response->mutable_dphi_k() = forward.low_rank().phi_k();
+  }
+  response->mutable_timing()->set_batch_requests(3);
+  response->mutable_timing()->set_tiles_computed(7);
+  return grpc::Status::OK;
+}
+
 // The right answer to a request of one sequence with ALiBi slopes or none, head by head.
-inline grpc::Status Answer(const v1::AttendRequest& request, v1::AttendResponse* response) {
+inline grpc::Status TrueAnswer(const v1::AttendRequest& request, v1::AttendResponse* response) {
   Echo(request, response);
   AttentionProblem problem;
   problem.dtype = request.q().dtype() == v1::DTYPE_FLOAT16    ? DType::kFloat16

@@ -43,7 +43,7 @@ LoadReport RunAgainst(const FakeServer& server) {
 
 TEST(LoadRunnerTest, CountsWhatWasAnsweredAndVerifiesIt) {
   FakeServer server([](int, grpc::ServerContext*, const v1::AttendRequest& request,
-                       v1::AttendResponse* response) { return Answer(request, response); });
+                       v1::AttendResponse* response) { return TrueAnswer(request, response); });
   const LoadReport report = RunAgainst(server);
   EXPECT_EQ(server.calls(), 30);
   EXPECT_EQ(report.result.succeeded, 30);
@@ -74,7 +74,7 @@ TEST(LoadRunnerTest, CountsWhatWasAnsweredAndVerifiesIt) {
 TEST(LoadRunnerTest, OneCorruptedAnswerIsFoundAndFailsTheRun) {
   FakeServer server([](int call, grpc::ServerContext*, const v1::AttendRequest& request,
                        v1::AttendResponse* response) {
-    const grpc::Status status = Answer(request, response);
+    const grpc::Status status = TrueAnswer(request, response);
     if (call == 17) {
       std::string* o = response->mutable_o()->mutable_data();
       for (int64_t n = 0; n < static_cast<int64_t>(o->size() / 4); ++n) {
@@ -95,7 +95,7 @@ TEST(LoadRunnerTest, ErrorsAreCountedByCode) {
                        v1::AttendResponse* response) {
     if (call % 3 == 0) return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
     if (call % 3 == 1) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "drain\xff");
-    return Answer(request, response);
+    return TrueAnswer(request, response);
   });
   const LoadReport report = RunAgainst(server);
   EXPECT_EQ(server.calls(), 30);

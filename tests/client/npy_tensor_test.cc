@@ -116,11 +116,10 @@ TEST(NpyTensorTest, AdviceNamesTheFlagThatHelps) {
 }
 
 TEST(NpyTensorTest, ResultsOfBfloat16AreWidened) {
-  AttendResult result{.dtype = DType::kBFloat16, .shape = {1, 1, 2}};
-  result.o.assign("\x80\x3f\x00\xc0", 4);
-  const NpyArray array = ToNpy(result);
+  const std::vector<int64_t> shape = {1, 1, 2};
+  const NpyArray array = ToNpy(DType::kBFloat16, shape, std::string("\x80\x3f\x00\xc0", 4));
   EXPECT_EQ(array.type, NpyType::kFloat32);
-  EXPECT_EQ(array.shape, result.shape);
+  EXPECT_EQ(array.shape, shape);
   ASSERT_EQ(array.data.size(), 8u);
   EXPECT_EQ(LoadElement(DType::kFloat32, array.data.data(), 0), 1.0f);
   EXPECT_EQ(LoadElement(DType::kFloat32, array.data.data(), 1), -2.0f);

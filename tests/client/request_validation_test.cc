@@ -209,31 +209,65 @@ TEST(RequestValidationTest, Factors) {
   EXPECT_TRUE(SummarizeRequest(request).ok());
 }
 
-TEST(RequestValidationTest, ResultsMustFitTheRequest) {
-  AttendRequest request = Valid();
-  request.want_lse = true;
-  const absl::StatusOr<RequestSummary> summary = SummarizeRequest(request);
-  ASSERT_TRUE(summary.ok());
-  const AnswerSummary good{
-      .dtype = DType::kFloat16, .shape = {6, 4, 8}, .o_bytes = 2 * 6 * 4 * 8, .lse_values = 6 * 4};
-  EXPECT_TRUE(CheckAnswer(*summary, good).ok());
-  const std::vector<std::function<void(AnswerSummary&)>> faults = {
-      [](auto& r) { r.dtype = DType::kBFloat16; },
-      [](auto& r) {
-        r.shape = {6, 8, 4};
-      },
-      [](auto& r) {
-        r.shape = {6, 4};
-      },
-      [](auto& r) { --r.o_bytes; },
-      [](auto& r) { ++r.o_bytes; },
-      [](auto& r) { --r.lse_values; },
-      [](auto& r) { r.lse_values = 0; }};
-  for (const auto& fault : faults) {
-    AnswerSummary bad = good;
-    fault(bad);
-    EXPECT_EQ(CheckAnswer(*summary, bad).code(), absl::StatusCode::kInternal);
-  }
+AttendBackwardRequest ValidBackward(const std::vector<float>& lse) {
+  AttendBackwardRequest request{.forward = Valid(), .lse = lse};
+  request.o = request.d_o = request.forward.q;
+  return request;
+}
+
+TEST(RequestValidationTest, BackwardRequestsAreSummed) {
+  const std::vector<float> lse(6 * 4);
+  AttendBackwardRequest request = ValidBackward(lse);
+  absl::StatusOr<RequestSummary> summary = SummarizeRequest(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  const absl::StatusOr<RequestSummary> forward = SummarizeRequest(request.forward);
+  ASSERT_TRUE(forward.ok());
+  const int64_t q_bytes = 6 * 4 * 8 * 2;
+  EXPECT_EQ(summary->request_bytes, forward->request_bytes + 2 * q_bytes + 6 * 4 * 4);
+  EXPECT_EQ(summary->response_bytes, forward->request_bytes);
+  EXPECT_FALSE(summary->want_lse);
+
+  const std::vector<float> slopes(4);
+  request.forward.bias = AlibiSlopes{.slopes = slopes};
+  request.forward.want_lse = true;
+  request.want_bias_gradient = true;
+  summary = SummarizeRequest(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(summary->response_bytes, forward->request_bytes + 16);
+  EXPECT_FALSE(summary->want_lse) << "that of the forward call is not looked at";
+
+  request.forward.bias = LowRankFactors{.phi_q = Tensor({6, 1, 3}, DType::kFloat16),
+                                        .phi_k = Tensor({10, 4, 3}, DType::kFloat16)};
+  summary = SummarizeRequest(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(summary->response_bytes, forward->request_bytes + (6 * 3 + 10 * 4 * 3) * 4)
+      << "gradients of factors are float32";
+}
+
+TEST(RequestValidationTest, WhatABackwardRequestAdds) {
+  const auto error = [](const std::function<void(AttendBackwardRequest&)>& change) {
+    const std::vector<float> lse(6 * 4);
+    AttendBackwardRequest request = ValidBackward(lse);
+    change(request);
+    const absl::Status status = SummarizeRequest(request).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(error([](auto& r) { r.forward.mask = MaskKind::kUnspecified; }),
+              HasSubstr("mask is unspecified"));
+  EXPECT_THAT(error([](auto& r) { r.o = {}; }), HasSubstr("o.shape is []; accepted: 3 extents"));
+  EXPECT_THAT(error([](auto& r) { r.d_o = {}; }), HasSubstr("d_o.shape is []"));
+  EXPECT_THAT(error([](auto& r) { r.o.dtype = DType::kFloat32; }),
+              HasSubstr("o.dtype is float32; accepted: that of q, float16"));
+  EXPECT_THAT(error([](auto& r) {
+                r.d_o.shape = {6, 8, 4};
+              }),
+              HasSubstr("d_o.shape is [6, 8, 4]; accepted: that of q, [6, 4, 8]"));
+  EXPECT_THAT(error([](auto& r) { r.d_o.data = nullptr; }), HasSubstr("d_o.data is null"));
+  EXPECT_THAT(error([](auto& r) { r.lse = r.lse.subspan(1); }),
+              HasSubstr("lse has 23 values; accepted: 24"));
+  EXPECT_THAT(error([](auto& r) { r.want_bias_gradient = true; }),
+              HasSubstr("want_bias_gradient is true without a bias"));
 }
 
 }  // namespace

@@ -98,6 +98,75 @@ std::vector<v1::AttendStreamResponse> MessagesOf(const v1::AttendResponse& respo
   return messages;
 }
 
+// The same for gradients: puts a request together, and echoes it in chunks of 100 bytes.
+using BackwardServerStream =
+    grpc::ServerReaderWriter<v1::AttendBackwardStreamResponse, v1::AttendBackwardStreamRequest>;
+
+bool Receive(grpc::ServerContext* context, BackwardServerStream* stream,
+             v1::AttendBackwardRequest* request) {
+  v1::AttendBackwardStreamRequest message;
+  if (!stream->Read(&message) || !message.has_header()) return false;
+  *request = message.header();
+  context->AddInitialMetadata("flashbias-stream-accepted", "1");
+  stream->SendInitialMetadata();
+  while (stream->Read(&message)) {
+    if (!message.has_chunk()) return false;
+    v1::AttendRequest* const forward = request->mutable_forward();
+    v1::Tensor* tensor = nullptr;
+    switch (message.chunk().tensor()) {
+      case v1::STREAM_TENSOR_Q:
+        tensor = forward->mutable_q();
+        break;
+      case v1::STREAM_TENSOR_K:
+        tensor = forward->mutable_k();
+        break;
+      case v1::STREAM_TENSOR_V:
+        tensor = forward->mutable_v();
+        break;
+      case v1::STREAM_TENSOR_PHI_Q:
+        tensor = forward->mutable_low_rank()->mutable_phi_q();
+        break;
+      case v1::STREAM_TENSOR_PHI_K:
+        tensor = forward->mutable_low_rank()->mutable_phi_k();
+        break;
+      case v1::STREAM_TENSOR_LSE:
+        tensor = request->mutable_lse();
+        break;
+      case v1::STREAM_TENSOR_O:
+        tensor = request->mutable_o();
+        break;
+      case v1::STREAM_TENSOR_D_O:
+        tensor = request->mutable_d_o();
+        break;
+      default:
+        return false;
+    }
+    if (message.chunk().offset() != static_cast<int64_t>(tensor->data().size())) return false;
+    tensor->mutable_data()->append(message.chunk().data());
+  }
+  return true;
+}
+
+void AnswerInChunks(v1::AttendBackwardResponse response, BackwardServerStream* stream) {
+  std::vector<v1::AttendBackwardStreamResponse> messages(1);
+  const auto cut = [&](v1::StreamTensor number, v1::Tensor* tensor) {
+    const std::string data = std::move(*tensor->mutable_data());
+    tensor->clear_data();
+    for (size_t at = 0; at < data.size(); at += 100) {
+      *messages.emplace_back().mutable_chunk() =
+          ChunkOf(number, static_cast<int64_t>(at), data.substr(at, 100)).chunk();
+    }
+  };
+  cut(v1::STREAM_TENSOR_DV, response.mutable_dv());
+  cut(v1::STREAM_TENSOR_DK, response.mutable_dk());
+  cut(v1::STREAM_TENSOR_DQ, response.mutable_dq());
+  if (response.has_dslopes()) cut(v1::STREAM_TENSOR_DSLOPES, response.mutable_dslopes());
+  if (response.has_dphi_q()) cut(v1::STREAM_TENSOR_DPHI_Q, response.mutable_dphi_q());
+  if (response.has_dphi_k()) cut(v1::STREAM_TENSOR_DPHI_K, response.mutable_dphi_k());
+  *messages.front().mutable_header() = std::move(response);
+  for (const auto& message : messages) stream->Write(message);
+}
+
 class StreamServer final : public v1::AttentionService::Service {
  public:
   using Handler =
@@ -116,6 +185,21 @@ class StreamServer final : public v1::AttentionService::Service {
   grpc::Status AttendStream(grpc::ServerContext* context, ServerStream* stream) override {
     return handler_(calls_++, context, stream);
   }
+  // Echoes, and keeps what came in received_backward.
+  grpc::Status AttendBackwardStream(grpc::ServerContext* context,
+                                    BackwardServerStream* stream) override {
+    ++calls_;
+    received_backward.Clear();
+    if (!Receive(context, stream, &received_backward)) {
+      return {grpc::StatusCode::INVALID_ARGUMENT, "broken off"};
+    }
+    v1::AttendBackwardResponse response;
+    Echo(received_backward, &response);
+    AnswerInChunks(std::move(response), stream);
+    return grpc::Status::OK;
+  }
+  v1::AttendBackwardRequest received_backward;  // of one call at a time
+
   grpc::Status Attend(grpc::ServerContext* /*context*/, const v1::AttendRequest* request,
                       v1::AttendResponse* response) override {
     ++unary_calls_;
@@ -224,6 +308,51 @@ TEST(StreamCallTest, AnswersGoWhereTheCallerSays) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST(StreamCallTest, GradientsTravelInChunksToo) {
+  StreamServer server(EchoHandler());
+  TestRequest test;
+  const std::vector<float> lse(80, 0.25f);
+  const std::vector<float> slopes = {1, 2, 3, 4};
+  std::vector<float> d_o(640);
+  for (size_t n = 0; n < d_o.size(); ++n) d_o[n] = 0.125f * static_cast<float>(n);
+  AttendBackwardRequest request{.forward = test.request, .lse = lse, .want_bias_gradient = true};
+  request.o = test.request.q;
+  request.d_o = {.shape = {20, 4, 8}, .data = d_o.data()};
+  const auto bytes = [](const std::vector<float>& values) {
+    return std::string(reinterpret_cast<const char*>(values.data()), values.size() * 4);
+  };
+  const auto client = server.Connect(kStreamAll);
+  for (const bool low_rank : {false, true}) {
+    if (low_rank) {
+      request.forward.bias =
+          LowRankFactors{.phi_q = {.shape = {20, 1, 3}, .data = test.phi.data()},
+                         .phi_k = {.shape = {60, 1, 3}, .data = test.phi.data()}};
+    } else {
+      request.forward.bias = AlibiSlopes{.slopes = slopes};
+    }
+    auto gradients = client->AttendBackward(request);
+    ASSERT_TRUE(gradients.ok()) << gradients.status();
+    EXPECT_EQ(server.received_backward.o().data(), bytes(test.q));
+    EXPECT_EQ(server.received_backward.lse().data(), bytes(lse));
+    EXPECT_EQ(gradients->dq, bytes(d_o));
+    EXPECT_EQ(gradients->dk, bytes(test.k));
+    EXPECT_EQ(gradients->dv, bytes(test.k));
+    EXPECT_EQ(gradients->dslopes.size(), low_rank ? 0u : 4u);
+    EXPECT_EQ(gradients->dphi_k, low_rank ? test.phi : std::vector<float>());
+    EXPECT_EQ(gradients->timing.tiles_computed, 7);
+
+    std::string dk(test.k.size() * 4, '?');
+    CallOptions options;
+    options.gradients.dk = absl::MakeSpan(dk);
+    gradients = client->AttendBackward(request, options);
+    ASSERT_TRUE(gradients.ok()) << gradients.status();
+    EXPECT_EQ(dk, bytes(test.k));
+    EXPECT_TRUE(gradients->dk.empty());
+    EXPECT_EQ(gradients->dq, bytes(d_o));
+  }
+  EXPECT_EQ(server.calls(), 4);
+}
+
 TEST(StreamCallTest, OnlyWhatIsAboveTheThresholdIsStreamed) {
   StreamServer server(EchoHandler());
   TestRequest test;  // 10240 bytes of q, k and v, an answer of 2880
@@ -265,13 +394,13 @@ TEST(StreamCallTest, AnswersThatDoNotFitTheRequestAreInternal) {
       {"expected: a header", [](Messages* m) { m->erase(m->begin()); }},
       {"expected: a chunk", [](Messages* m) { m->insert(m->begin(), m->front()); }},
       {"answered nothing", [](Messages* m) { m->clear(); }},
-      {"header with data",
+      {"o with 1 bytes; expected: 0",
        [](Messages* m) { m->front().mutable_header()->mutable_o()->set_data("x"); }},
       {"o of shape",
        [](Messages* m) { m->front().mutable_header()->mutable_o()->set_shape(0, 2); }},
       {"o of float16",
        [](Messages* m) { m->front().mutable_header()->mutable_o()->set_dtype(v1::DTYPE_FLOAT16); }},
-      {"lse of another dtype or shape",
+      {"lse of dtype number 0; expected: float32",
        [](Messages* m) { m->front().mutable_header()->clear_lse(); }},
       {"offset is 100; accepted: 0", [](Messages* m) { m->erase(m->begin() + 1); }},
       {"offset is 0; accepted: 100",

@@ -9,6 +9,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/reference/reference_attention.h"
+#include "kernels/reference/reference_gradients.h"
 
 namespace flashbias::client {
 namespace {
@@ -46,11 +47,18 @@ AttendResult RightAnswer(const Workload& workload, int input) {
   return result;
 }
 
+AnswerSample SampleOf(const Verifier& verifier, int input, const AttendResult& result,
+                      std::mt19937_64* random) {
+  AnswerSample sample{.input = input};
+  verifier.Sample(result, random, &sample);
+  return sample;
+}
+
 // Compares one answer in 200 random places.
 VerifyReport Check(const Workload& workload, int input, const AttendResult& result) {
   Verifier verifier(&workload, /*pool_rows=*/400, /*rows_per_answer=*/200, /*seed=*/5);
   std::mt19937_64 random(7);
-  const AnswerSample samples[] = {verifier.Sample(input, result, &random)};
+  const AnswerSample samples[] = {SampleOf(verifier, input, result, &random)};
   return verifier.Verify(samples);
 }
 
@@ -76,7 +84,7 @@ TEST(VerifierTest, TheRoundingOfFewValuesIsNoFault) {
   std::mt19937_64 random(7);
   const AttendResult result = RightAnswer(**workload, 0);
   std::vector<AnswerSample> samples;
-  for (int n = 0; n < 300; ++n) samples.push_back(verifier.Sample(0, result, &random));
+  for (int n = 0; n < 300; ++n) samples.push_back(SampleOf(verifier, 0, result, &random));
   const VerifyReport report = verifier.Verify(samples);
   EXPECT_EQ(report.wrong, 0);
   // Single float16 values err by up to 2^-11.
@@ -154,6 +162,80 @@ TEST(WorkloadTest, InputsDifferAndFollowTheSeed) {
   };
   EXPECT_EQ(bytes(*a, 0), bytes(*b, 0));
   EXPECT_NE(bytes(*a, 0), bytes(*a, 1));
+}
+
+// A backward workload and its right answers.
+struct Backward {
+  std::unique_ptr<Workload> workload;
+
+  explicit Backward(DType dtype) {
+    auto made = Workload::Create({.direction = LoadDirection::kBackward,
+                                  .heads = 4,
+                                  .kv_heads = 2,
+                                  .head_dim = 8,
+                                  .seq_len = 20,
+                                  .q_len = 12,
+                                  .dtype = dtype,
+                                  .num_inputs = 2});
+    EXPECT_TRUE(made.ok()) << made.status();
+    workload = *std::move(made);
+  }
+  AttendGradients Right(int input) const {
+    const ReferenceGradients reference = ComputeReferenceGradients(workload->problem(input));
+    AttendGradients gradients{.dtype = workload->summary().dtype};
+    const auto store = [&](const std::vector<double>& values, std::string* to) {
+      to->resize(values.size() * SizeOf(gradients.dtype));
+      for (size_t n = 0; n < values.size(); ++n) {
+        StoreElement(gradients.dtype, to->data(), static_cast<int64_t>(n),
+                     static_cast<float>(values[n]));
+      }
+    };
+    store(reference.dq, &gradients.dq);
+    store(reference.dk, &gradients.dk);
+    store(reference.dv, &gradients.dv);
+    return gradients;
+  }
+  VerifyReport Check(int input, const AttendGradients& gradients) const {
+    Verifier verifier(workload.get(), /*pool_rows=*/10, /*rows_per_answer=*/200, /*seed=*/5);
+    std::mt19937_64 random(7);
+    AnswerSample sample{.input = input};
+    verifier.Sample(gradients, &random, &sample);
+    return verifier.Verify({&sample, 1});
+  }
+};
+
+TEST(VerifierTest, RightGradientsPassInEveryDType) {
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+    const Backward backward(dtype);
+    for (int input = 0; input < 2; ++input) {
+      const VerifyReport report = backward.Check(input, backward.Right(input));
+      EXPECT_EQ(report.answers, 1);
+      EXPECT_EQ(report.rows, 600);
+      EXPECT_EQ(report.wrong, 0) << report.max_gradient_error;
+      EXPECT_GT(report.max_gradient_error, 0);
+    }
+  }
+}
+
+TEST(VerifierTest, WrongGradientsAreFound) {
+  const Backward backward(DType::kFloat16);
+  for (std::string AttendGradients::*tensor :
+       {&AttendGradients::dq, &AttendGradients::dk, &AttendGradients::dv}) {
+    AttendGradients scaled = backward.Right(0);
+    const auto count = static_cast<int64_t>((scaled.*tensor).size() / 2);
+    for (int64_t n = 0; n < count; ++n) {
+      StoreElement(DType::kFloat16, (scaled.*tensor).data(), n,
+                   1.003f * LoadElement(DType::kFloat16, (scaled.*tensor).data(), n));
+    }
+    EXPECT_EQ(backward.Check(0, scaled).wrong, 1);
+    AttendGradients nan = backward.Right(0);
+    for (int64_t n = 0; n < count; n += 3) {
+      StoreElement(DType::kFloat16, (nan.*tensor).data(), n,
+                   std::numeric_limits<float>::quiet_NaN());
+    }
+    EXPECT_EQ(backward.Check(0, nan).wrong, 1);
+  }
+  EXPECT_EQ(backward.Check(0, backward.Right(1)).wrong, 1) << "of the other input";
 }
 
 }  // namespace

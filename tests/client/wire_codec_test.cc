@@ -9,6 +9,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "wire/contract.h"
 
 namespace flashbias::client {
 namespace {
@@ -51,6 +52,7 @@ struct BothRequests {
   AttendRequest ours;
   v1::AttendRequest generated;
   RegionPlacement placement;
+  Answer answer;  // for its places
 
   TensorView Tensor(DType dtype, std::vector<int64_t> shape, v1::Tensor* tensor) {
     size_t bytes = SizeOf(dtype);
@@ -117,16 +119,20 @@ struct BothRequests {
       Place(random, generated.mutable_low_rank()->mutable_phi_q(), &placement.phi_q);
       Place(random, generated.mutable_low_rank()->mutable_phi_k(), &placement.phi_k);
     }
-    if (random() % 4 == 0) {
-      placement.o = {.region_id = random(), .offset = random() % 2};
-      generated.mutable_o_place()->set_region_id(placement.o->region_id);
-      generated.mutable_o_place()->set_offset(placement.o->offset);
-    }
-    if (random() % 4 == 0) {
-      placement.lse = {.region_id = random(), .offset = random()};
-      generated.mutable_lse_place()->set_region_id(placement.lse->region_id);
-      generated.mutable_lse_place()->set_offset(placement.lse->offset);
-    }
+    AnswerPlace(random, wire::RequestNumber::kOPlace, [&] { return generated.mutable_o_place(); });
+    AnswerPlace(random, wire::RequestNumber::kLsePlace,
+                [&] { return generated.mutable_lse_place(); });
+  }
+
+  // Sometimes gives the answer a tensor with a place.
+  template <typename Mutable>
+  void AnswerPlace(Random& random, int number, const Mutable& place) {
+    if (random() % 4 != 0) return;
+    const wire::RegionPlace chosen = {.region_id = random(),
+                                      .offset = random() % 3 << (random() % 60)};
+    answer.tensors.push_back({.place_number = number, .place = chosen});
+    place()->set_region_id(chosen.region_id);
+    place()->set_offset(chosen.offset);
   }
 
   static void Place(Random& random, v1::Tensor* tensor, std::optional<wire::RegionPlace>* place) {
@@ -145,7 +151,8 @@ TEST(WireCodecTest, RequestsAreByteForByteWhatTheGeneratedClassWrites) {
     const BothRequests both(random);
     const auto loans = std::make_shared<TensorLoans>();
     {
-      const grpc::ByteBuffer with_loans = EncodeRequest(both.ours, both.placement, *loans);
+      const grpc::ByteBuffer with_loans =
+          EncodeRequest(both.ours, both.placement, both.answer, *loans);
       lent += loans->AllReturned() ? 0 : 1;
       const std::string text = Text(with_loans);
       ASSERT_EQ(with_loans.Length(), text.size());
@@ -157,6 +164,95 @@ TEST(WireCodecTest, RequestsAreByteForByteWhatTheGeneratedClassWrites) {
     EXPECT_TRUE(loans->AllReturned());
   }
   EXPECT_GT(lent, 20u);
+}
+
+// The backward call of a BothRequests.
+struct BothBackwardRequests : BothRequests {
+  AttendBackwardRequest backward;
+  v1::AttendBackwardRequest generated_backward;
+
+  explicit BothBackwardRequests(Random& random) : BothRequests(random) {
+    answer.tensors.clear();
+    generated.clear_o_place();
+    generated.clear_lse_place();
+    generated.set_want_lse(false);  // that of ours is not looked at
+    *generated_backward.mutable_forward() = generated;
+    backward.forward = ours;
+    const std::vector<int64_t>& shape = ours.q.shape;
+    backward.o = Tensor(ours.q.dtype, shape, generated_backward.mutable_o());
+    backward.d_o = Tensor(ours.q.dtype, shape, generated_backward.mutable_d_o());
+    backward.lse = {reinterpret_cast<const float*>(memory.data()),
+                    static_cast<size_t>(shape[0] * shape[1])};
+    Tensor(DType::kFloat32, {shape[0], shape[1]}, generated_backward.mutable_lse());
+    generated_backward.set_want_bias_gradient(backward.want_bias_gradient = random() % 2 == 0);
+    Place(random, generated_backward.mutable_o(), &placement.o);
+    Place(random, generated_backward.mutable_d_o(), &placement.d_o);
+    Place(random, generated_backward.mutable_lse(), &placement.lse);
+    using Number = wire::BackwardRequestNumber;
+    v1::AttendBackwardRequest& g = generated_backward;
+    AnswerPlace(random, Number::kDQPlace, [&] { return g.mutable_dq_place(); });
+    AnswerPlace(random, Number::kDKPlace, [&] { return g.mutable_dk_place(); });
+    AnswerPlace(random, Number::kDVPlace, [&] { return g.mutable_dv_place(); });
+    AnswerPlace(random, Number::kDPhiQPlace, [&] { return g.mutable_dphi_q_place(); });
+    AnswerPlace(random, Number::kDPhiKPlace, [&] { return g.mutable_dphi_k_place(); });
+  }
+};
+
+TEST(WireCodecTest, BackwardRequestsToo) {
+  Random random(3);
+  size_t lent = 0;
+  for (int n = 0; n < 300; ++n) {
+    const BothBackwardRequests both(random);
+    const auto loans = std::make_shared<TensorLoans>();
+    {
+      const grpc::ByteBuffer with_loans =
+          EncodeRequest(both.backward, both.placement, both.answer, *loans);
+      lent += loans->AllReturned() ? 0 : 1;
+      const std::string text = Text(with_loans);
+      ASSERT_EQ(with_loans.Length(), text.size());
+      ASSERT_TRUE(text == both.generated_backward.SerializeAsString());
+    }
+    EXPECT_TRUE(loans->AllReturned());
+  }
+  EXPECT_GT(lent, 20u);
+}
+
+TEST(WireCodecTest, HeadersOfStreamsHaveNoElementsButSlopes) {
+  Random random(4);
+  for (int n = 0; n < 100; ++n) {
+    const BothBackwardRequests both(random);
+    const auto loans = std::make_shared<TensorLoans>();
+    v1::AttendBackwardRequest want = both.generated_backward;
+    for (v1::Tensor* tensor :
+         {want.mutable_forward()->mutable_q(), want.mutable_forward()->mutable_k(),
+          want.mutable_forward()->mutable_v(), want.mutable_lse(), want.mutable_o(),
+          want.mutable_d_o()}) {
+      tensor->clear_data();
+      tensor->clear_region_id();
+      tensor->clear_region_offset();
+    }
+    if (want.forward().has_low_rank()) {
+      v1::LowRankBias* const bias = want.mutable_forward()->mutable_low_rank();
+      for (v1::Tensor* tensor : {bias->mutable_phi_q(), bias->mutable_phi_k()}) {
+        tensor->clear_data();
+        tensor->clear_region_id();
+        tensor->clear_region_offset();
+      }
+    }
+    want.clear_dq_place();
+    want.clear_dk_place();
+    want.clear_dv_place();
+    want.clear_dphi_q_place();
+    want.clear_dphi_k_place();
+    v1::AttendBackwardStreamRequest backward;
+    ASSERT_TRUE(backward.ParseFromString(Text(EncodeStreamHeader(both.backward, 77, *loans))));
+    EXPECT_EQ(backward.max_chunk_bytes(), 77);
+    EXPECT_EQ(backward.header().SerializeAsString(), want.SerializeAsString());
+    v1::AttendStreamRequest forward;
+    ASSERT_TRUE(forward.ParseFromString(Text(EncodeStreamHeader(both.ours, 77, *loans))));
+    want.mutable_forward()->set_want_lse(both.ours.want_lse);
+    EXPECT_EQ(forward.header().SerializeAsString(), want.forward().SerializeAsString());
+  }
 }
 
 TEST(WireCodecTest, LoansLastAsLongAsTheirSlices) {
@@ -171,12 +267,20 @@ TEST(WireCodecTest, LoansLastAsLongAsTheirSlices) {
   EXPECT_TRUE(loans->AllReturned());
 }
 
-constexpr RequestSummary kSummary = {.dtype = DType::kFloat32,
-                                     .total_q = 3,
-                                     .num_q_heads = 2,
-                                     .head_dim = 4,
-                                     .want_lse = true,
-                                     .response_bytes = 3 * 2 * 4 * 4 + 3 * 2 * 4};
+// What a request with [3, 2, 4] of float32 and want_lse expects.
+Answer Expected(const ResultBuffers& buffers = {}) {
+  AttendRequest request{.want_lse = true};
+  request.q = {.dtype = DType::kFloat32, .shape = {3, 2, 4}};
+  absl::StatusOr<Answer> answer = ExpectAnswer(request, buffers);
+  EXPECT_TRUE(answer.ok()) << answer.status();
+  return *std::move(answer);
+}
+
+absl::StatusOr<AttendResult> DecodeResult(Answer answer, grpc::ByteBuffer* message) {
+  const absl::Status status = DecodeAnswer("AttendResponse", message, &answer);
+  if (!status.ok()) return status;
+  return TakeResult(std::move(answer));
+}
 
 v1::AttendResponse GoodResponse() {
   v1::AttendResponse response;
@@ -222,7 +326,7 @@ TEST(WireCodecTest, AnswersAreReadInAnyOrderAndAnySlices) {
     const bool own = n % 2 == 0;
     ResultBuffers buffers;
     if (!own) buffers = {.o = absl::MakeSpan(o), .lse = absl::MakeSpan(lse)};
-    const auto result = DecodeResult(kSummary, buffers, {}, &buffer);
+    const auto result = DecodeResult(Expected(buffers), &buffer);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_EQ(result->shape, (std::vector<int64_t>{3, 2, 4}));
     EXPECT_EQ(own ? result->o : o, response.o().data());
@@ -246,7 +350,7 @@ TEST(WireCodecTest, TruncatedAnswersAreInternalAndLeaveTheBuffersAlone) {
     std::string o(96, '?');
     std::vector<float> lse(6, -1);
     const ResultBuffers buffers = {.o = absl::MakeSpan(o), .lse = absl::MakeSpan(lse)};
-    EXPECT_EQ(DecodeResult(kSummary, buffers, {}, &buffer).status().code(),
+    EXPECT_EQ(DecodeResult(Expected(buffers), &buffer).status().code(),
               absl::StatusCode::kInternal);
     EXPECT_EQ(o, std::string(96, '?'));
     EXPECT_EQ(lse, std::vector<float>(6, -1));

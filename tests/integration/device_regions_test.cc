@@ -23,7 +23,9 @@
 #include "server/server.h"
 #include "tests/integration/child_process.h"
 #include "tests/integration/http_get.h"
+#include "tests/integration/placed_backward.h"
 #include "tests/integration/placed_request.h"
+#include "tests/integration/remote_problem.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
 #include "tests/support/fake_device.h"
@@ -221,6 +223,39 @@ TEST_F(DeviceRegionsTest, EveryKindOfProblemAtEveryAddress) {
       ExpectAnswer(PlacedRequest(owned, memory_.data(), gap, &std::memcpy, seed % 3 == 0), c);
     }
   }
+}
+
+TEST_F(DeviceRegionsTest, GradientsLieThereToo) {
+  Start();
+  auto region = Register(memory_);
+  ASSERT_TRUE(region.ok()) << region.status();
+  for (uint64_t seed = 0; seed < (support::kSlowBuild ? 5 : 20); ++seed) {
+    AttentionCase c = support::RandomCase(seed);
+    c.direction = Direction::kBackward;
+    const OwnedProblem owned = Materialise(c);
+    const PlacedBackward placed(owned, memory_.data(), seed % 2 == 0 ? 256 : 7, &std::memcpy);
+    const auto gradients =
+        client_->AttendBackward(placed.request(), {.gradients = placed.gradients()});
+    ASSERT_TRUE(gradients.ok()) << gradients.status() << " " << Describe(c);
+    EXPECT_TRUE(placed.OutputBytes(&std::memcpy) == ReferenceBytes(c)) << Describe(c);
+    const auto inline_call = client_->AttendBackward(BackwardRequestOf(owned));
+    ASSERT_TRUE(inline_call.ok()) << inline_call.status();
+    EXPECT_TRUE(inline_call->dq ==
+                absl::string_view(placed.gradients().dq.data(), placed.gradients().dq.size()))
+        << Describe(c);
+  }
+  // What comes in the answer is written by this process.
+  AttentionCase c = Small();
+  c.direction = Direction::kBackward;
+  const OwnedProblem owned = Materialise(c);
+  const PlacedBackward placed(owned, memory_.data(), 256, &std::memcpy);
+  client::GradientBuffers buffers = placed.gradients();
+  buffers.dslopes = {reinterpret_cast<float*>(memory_.data()), buffers.dslopes.size()};
+  const absl::Status status =
+      client_->AttendBackward(placed.request(), {.gradients = buffers}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("gradients.dslopes lies in a region on a device; accepted: host memory"));
 }
 
 // Of a request, k lies in the message, v in shared memory, the rest on the device.

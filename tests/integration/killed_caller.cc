@@ -2,7 +2,7 @@
 //
 //   killed_caller KIND TARGET ROWS [answer]
 //
-//   KIND     inline, stream or shared
+//   KIND     inline, stream or shared, or backward_ and one of these
 //   answer   it kills itself when the first part of its third answer is there
 //
 // Prints "calling N" once its second answer has come, which took N microseconds.

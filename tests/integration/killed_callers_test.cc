@@ -4,12 +4,14 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -44,7 +46,10 @@ class KilledCallersTest : public ::testing::Test {
     kinds_ = {{"inline over TCP", "inline", server_->tcp_target()},
               {"inline over a unix socket", "inline", server_->unix_target()},
               {"streamed", "stream", server_->tcp_target()},
-              {"in shared memory", "shared", server_->unix_target()}};
+              {"in shared memory", "shared", server_->unix_target()},
+              {"gradients over TCP", "backward_inline", server_->tcp_target()},
+              {"gradients streamed", "backward_stream", server_->tcp_target()},
+              {"gradients in shared memory", "backward_shared", server_->unix_target()}};
   }
 
   // A caller of each kind, all of them calling; then each is killed at a moment of its own:
@@ -134,7 +139,7 @@ class KilledCallersTest : public ::testing::Test {
 };
 
 TEST_F(KilledCallersTest, LeaveNothingAndTheNextCallsSucceed) {
-  std::string expected;
+  std::map<bool, std::string> expected;  // of attention, and of gradients
   int descriptors = 0;
   const absl::Time start = absl::Now();
   // The first round is not counted: after it the server has all that it keeps.
@@ -148,8 +153,9 @@ TEST_F(KilledCallersTest, LeaveNothingAndTheNextCallsSucceed) {
       ASSERT_TRUE(caller.ok()) << kind.name << ": " << caller.status();
       const absl::Status called = (*caller)->Call();
       ASSERT_TRUE(called.ok()) << kind.name << " after round " << round << ": " << called;
-      if (expected.empty()) expected = std::string((*caller)->answer());
-      EXPECT_TRUE((*caller)->answer() == expected) << kind.name << " after round " << round;
+      std::string& answer = expected[absl::StartsWith(kind.argument, "backward_")];
+      if (answer.empty()) answer = std::string((*caller)->answer());
+      EXPECT_TRUE((*caller)->answer() == answer) << kind.name << " after round " << round;
     }
     const absl::Status idle = server_->AwaitNothingHeld(kPatience);
     ASSERT_TRUE(idle.ok()) << idle << " after round " << round;
@@ -165,11 +171,14 @@ TEST_F(KilledCallersTest, LeaveNothingAndTheNextCallsSucceed) {
   std::printf(
       "%zu kills in %.0f s; cancelled: %.0f receiving, %.0f queued, %.0f running, %.0f "
       "sending; calls of Attend %.0f over TCP, %.0f over the unix socket, of AttendStream "
-      "%.0f; descriptors %d, then %d; resident MB %.0f\n",
+      "%.0f, of AttendBackward %.0f and %.0f, of AttendBackwardStream %.0f; descriptors %d, then "
+      "%d; resident MB %.0f\n",
       kinds_.size() * (kRounds + 1), absl::ToDoubleSeconds(absl::Now() - start),
       Cancelled("receiving"), Cancelled("queue"), Cancelled("running"), Cancelled("sending"),
       CancelledCalls("Attend", "tcp"), CancelledCalls("Attend", "unix"),
-      CancelledCalls("AttendStream", "tcp"), descriptors, server_->OpenDescriptors(),
+      CancelledCalls("AttendStream", "tcp"), CancelledCalls("AttendBackward", "tcp"),
+      CancelledCalls("AttendBackward", "unix"), CancelledCalls("AttendBackwardStream", "tcp"),
+      descriptors, server_->OpenDescriptors(),
       1e-6 * static_cast<double>(server_->ResidentBytes()));
   if (support::kSlowBuild) return;  // too few kills for what is likely
   // The moments were spread over all of a call.
@@ -178,6 +187,9 @@ TEST_F(KilledCallersTest, LeaveNothingAndTheNextCallsSucceed) {
   EXPECT_GT(CancelledCalls("Attend", "tcp"), 0);
   EXPECT_GT(CancelledCalls("Attend", "unix"), 0);
   EXPECT_GT(CancelledCalls("AttendStream", "tcp"), 0);
+  EXPECT_GT(CancelledCalls("AttendBackward", "tcp"), 0);
+  EXPECT_GT(CancelledCalls("AttendBackward", "unix"), 0);
+  EXPECT_GT(CancelledCalls("AttendBackwardStream", "tcp"), 0);
 }
 
 }  // namespace

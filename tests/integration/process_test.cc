@@ -325,6 +325,26 @@ TEST_F(ProcessTest, LoadVerifiesItsAnswers) {
             40);
 }
 
+TEST_F(ProcessTest, LoadVerifiesGradientsToo) {
+  StartServer();
+  for (const char* direction : {"backward", "both"}) {
+    std::string output;
+    EXPECT_EQ(Run("flashbias-load",
+                  {"--target=" + Target(), "--concurrency=4", "--heads=4", "--kv_heads=2",
+                   "--seq_len=128", "--requests=20", "--warmup=0", "--verify=0.5",
+                   "--bias_gradient", absl::StrCat("--direction=", direction)},
+                  &output),
+              0)
+        << output;
+    EXPECT_THAT(output, HasSubstr("of dq, dk and dv"));
+  }
+  absl::StatusOr<Samples> samples = Scrape(metrics_port_);
+  ASSERT_TRUE(samples.ok()) << samples.status();
+  EXPECT_EQ((*samples)["flashbias_requests_total{code=\"OK\",method=\"AttendBackward\","
+                       "transport=\"tcp\"}"],
+            40);
+}
+
 TEST_F(ProcessTest, LoadFailsWhenNothingListens) {
   std::string output;
   EXPECT_NE(Run("flashbias-load",

@@ -64,4 +64,39 @@ absl::StatusOr<client::AttendResult> AttendRemotely(client::AttentionClient& cli
   return result;
 }
 
+client::AttendBackwardRequest BackwardRequestOf(const support::OwnedProblem& owned) {
+  const AttentionProblem& p = owned.problem();
+  const Gradients& g = p.gradients;
+  client::AttendBackwardRequest request = {.forward = RequestOf(owned)};
+  request.o = {p.dtype, request.forward.q.shape, p.o};
+  request.lse = {p.lse, static_cast<size_t>(owned.lse_elements())};
+  request.d_o = {p.dtype, request.forward.q.shape, g.d_o};
+  request.want_bias_gradient = g.dslopes != nullptr || g.dphi_q != nullptr;
+  return request;
+}
+
+client::GradientBuffers GradientBuffersOf(const support::OwnedProblem& owned) {
+  const AttentionProblem& p = owned.problem();
+  const Gradients& g = p.gradients;
+  const auto bytes = [&](void* data, int64_t elements) {
+    return absl::MakeSpan(static_cast<char*>(data),
+                          static_cast<size_t>(elements) * SizeOf(p.dtype));
+  };
+  const auto floats = [](float* data, int64_t elements) {
+    return absl::MakeSpan(data, data == nullptr ? 0 : static_cast<size_t>(elements));
+  };
+  return {.dq = bytes(g.dq, owned.q_elements()),
+          .dk = bytes(g.dk, owned.kv_elements()),
+          .dv = bytes(g.dv, owned.kv_elements()),
+          .dslopes = floats(g.dslopes, owned.num_slopes()),
+          .dphi_q = floats(g.dphi_q, owned.phi_q_elements()),
+          .dphi_k = floats(g.dphi_k, owned.phi_k_elements())};
+}
+
+absl::StatusOr<client::AttendGradients> AttendBackwardRemotely(client::AttentionClient& client,
+                                                               support::OwnedProblem* owned) {
+  owned->PoisonOutputs();
+  return client.AttendBackward(BackwardRequestOf(*owned), {.gradients = GradientBuffersOf(*owned)});
+}
+
 }  // namespace flashbias::integration

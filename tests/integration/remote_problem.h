@@ -22,6 +22,14 @@ absl::StatusOr<client::AttendResult> AttendRemotely(client::AttentionClient& cli
                                                     support::OwnedProblem* owned,
                                                     const client::CallOptions& options = {});
 
+// The same of a backward problem, and where its gradients are to be written.
+client::AttendBackwardRequest BackwardRequestOf(const support::OwnedProblem& owned);
+client::GradientBuffers GradientBuffersOf(const support::OwnedProblem& owned);
+
+// Both, with a call in between; the answer is written over the problem's gradients.
+absl::StatusOr<client::AttendGradients> AttendBackwardRemotely(client::AttentionClient& client,
+                                                               support::OwnedProblem* owned);
+
 }  // namespace flashbias::integration
 
 #endif  // FLASHBIAS_TESTS_INTEGRATION_REMOTE_PROBLEM_H_

@@ -312,7 +312,7 @@ TEST_F(SharedMemoryTest, BadRangesAreRefusedWithTheirField) {
        [](auto* r) { r->mutable_o_place()->set_offset(3745); }},
       {"overlaps q, bytes 0 to 256", [](auto* r) { r->mutable_o_place()->set_offset(255); }},
       {"overlaps v, bytes 512 to 768", [](auto* r) { r->mutable_o_place()->set_offset(767); }},
-      {"lse_place is bytes 1020 to 1052 of its region and overlaps o_place, bytes 768 to 1024",
+      {"o_place is bytes 768 to 1024 of its region and overlaps lse_place, bytes 1020 to 1052",
        [](auto* r) { r->mutable_lse_place()->set_offset(1020); }},
       {"lse_place is bytes 508 to 540 of its region and overlaps k",
        [](auto* r) { r->mutable_lse_place()->set_offset(508); }},
@@ -361,7 +361,7 @@ TEST_F(SharedMemoryTest, CallsOverTcpMayNotNameRegions) {
     tensor->set_data(std::string(256, '\0'));
   }
   status = Call(tcp, request, &response);
-  EXPECT_THAT(status.error_message(), HasSubstr("o_place.region_id is set; accepted: only in"));
+  EXPECT_THAT(status.error_message(), HasSubstr("lse_place.region_id is set; accepted: only in"));
   EXPECT_TRUE(Call(UnixTarget(), request, &response).ok());
   const auto refused = NewClient(tcp)->CreateRegion(4096);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);

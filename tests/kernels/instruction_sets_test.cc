@@ -8,6 +8,7 @@
 #include "tests/kernels/new_cpu_backend.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
+#include "tests/support/compare_gradients.h"
 #include "tests/support/run_backend.h"
 
 namespace flashbias {
@@ -36,6 +37,14 @@ TEST_F(InstructionSetsTest, AllMatchTheReference) {
       support::OwnedProblem owned = support::Materialise(c);
       ASSERT_TRUE(support::RunAndWait(*backend, owned).ok());
       EXPECT_TRUE(support::MatchesReference(owned, 0, support::kDefaultBudget / 20))
+          << support::Describe(c);
+    }
+    for (uint64_t seed = 1000; seed < 1030; ++seed) {
+      support::AttentionCase c = support::RandomCase(seed);
+      c.direction = Direction::kBackward;
+      support::OwnedProblem owned = support::Materialise(c);
+      ASSERT_TRUE(support::RunAndWait(*backend, owned).ok());
+      EXPECT_TRUE(support::MatchesReferenceGradients(owned, 0, support::kGradientBudget / 20))
           << support::Describe(c);
     }
     ++tried;

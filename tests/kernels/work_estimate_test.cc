@@ -54,6 +54,12 @@ TEST(WorkEstimate, CausalMaskAndWindowsAreClose) {
   }
 }
 
+TEST(WorkEstimate, ABackwardProblemCountsItsProducts) {
+  AttentionCase c = Case(64, 100, false);
+  c.direction = Direction::kBackward;
+  EXPECT_EQ(Estimate(c), 7 * Estimate(Case(64, 100, false)) / 2);
+}
+
 TEST(WorkEstimate, IsAtLeastOne) {
   EXPECT_EQ(Estimate(Case(0, 0)), 1);
   EXPECT_EQ(Estimate(Case(5, 0)), 1);

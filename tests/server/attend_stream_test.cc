@@ -327,6 +327,195 @@ TEST_F(AttendStreamTest, WhatIsOutOfOrderIsExplained) {
   AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} " + std::to_string(faults.size()));
 }
 
+// As HeaderOf, ChunksOf and Stream, for gradients.
+using Backward = v1::AttendBackwardStreamRequest;
+
+Backward HeaderOf(v1::AttendBackwardRequest request) {
+  Backward message;
+  *message.mutable_header() = std::move(request);
+  v1::AttendBackwardRequest* const header = message.mutable_header();
+  *header->mutable_forward() = HeaderOf(header->forward()).header();
+  for (v1::Tensor* tensor : {header->mutable_lse(), header->mutable_o(), header->mutable_d_o()}) {
+    tensor->clear_data();
+  }
+  return message;
+}
+
+std::vector<Backward> ChunksOf(const v1::AttendBackwardRequest& request, size_t bytes) {
+  std::vector<Backward> chunks;
+  const auto add = [&](const v1::AttendStreamRequest& chunk) {
+    *chunks.emplace_back().mutable_chunk() = chunk.chunk();
+  };
+  for (const auto& chunk : ChunksOf(request.forward(), bytes)) add(chunk);
+  for (const auto& [tensor, data] : {std::pair{v1::STREAM_TENSOR_D_O, &request.d_o().data()},
+                                     std::pair{v1::STREAM_TENSOR_O, &request.o().data()},
+                                     std::pair{v1::STREAM_TENSOR_LSE, &request.lse().data()}}) {
+    for (size_t at = 0; at < data->size(); at += bytes) {
+      add(ChunkOf(tensor, static_cast<int64_t>(at), data->substr(at, bytes)));
+    }
+  }
+  return chunks;
+}
+
+struct BackwardStream {
+  explicit BackwardStream(v1::AttentionService::Stub* stub) {
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(30)));
+    rpc = stub->AttendBackwardStream(&context);
+  }
+  v1::Tensor* TensorOf(v1::StreamTensor tensor) {
+    switch (tensor) {
+      case v1::STREAM_TENSOR_DQ:
+        return answer.mutable_dq();
+      case v1::STREAM_TENSOR_DK:
+        return answer.mutable_dk();
+      case v1::STREAM_TENSOR_DV:
+        return answer.mutable_dv();
+      case v1::STREAM_TENSOR_DSLOPES:
+        return answer.mutable_dslopes();
+      case v1::STREAM_TENSOR_DPHI_Q:
+        return answer.mutable_dphi_q();
+      case v1::STREAM_TENSOR_DPHI_K:
+        return answer.mutable_dphi_k();
+      default:
+        ADD_FAILURE() << "a chunk of tensor " << tensor;
+        return answer.mutable_dq();
+    }
+  }
+  grpc::Status Finish() {
+    rpc->WritesDone();
+    v1::AttendBackwardStreamResponse message;
+    while (rpc->Read(&message)) {
+      if (message.has_header()) answer = message.header();
+      if (!message.has_chunk()) continue;
+      std::string* const data = TensorOf(message.chunk().tensor())->mutable_data();
+      EXPECT_EQ(static_cast<size_t>(message.chunk().offset()), data->size());
+      data->append(message.chunk().data());
+    }
+    return rpc->Finish();
+  }
+
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReaderWriter<Backward, v1::AttendBackwardStreamResponse>> rpc;
+  v1::AttendBackwardResponse answer;
+};
+
+v1::AttendBackwardRequest BackwardRequest(v1::AttendRequest forward) {
+  v1::AttendBackwardRequest request;
+  const int64_t rows = forward.q().shape(0);
+  forward.set_want_lse(false);
+  request.set_want_bias_gradient(forward.has_alibi() || forward.has_low_rank());
+  *request.mutable_forward() = std::move(forward);
+  Fill(request.mutable_lse(), {rows, 2});
+  Fill(request.mutable_o(), {rows, 2, 8});
+  Fill(request.mutable_d_o(), {rows, 2, 8});
+  return request;
+}
+
+TEST_F(AttendStreamTest, GradientsAreThoseOfAttendBackward) {
+  StartWithMetrics();
+  backend_->set_automatic(true);
+  v1::AttendRequest low_rank = Request(7, 3);
+  Fill(low_rank.mutable_low_rank()->mutable_phi_q(), {7, 1, 3});
+  Fill(low_rank.mutable_low_rank()->mutable_phi_k(), {3, 2, 3});
+  v1::AttendRequest alibi = Request(4);
+  Fill(alibi.mutable_alibi()->mutable_slopes(), {2});
+  int calls = 0;
+  for (const v1::AttendRequest& forward :
+       {Request(), low_rank, alibi, Request(0, 0), Request(0, 4), Request(3, 0)}) {
+    const v1::AttendBackwardRequest request = BackwardRequest(forward);
+    grpc::ClientContext context;
+    v1::AttendBackwardResponse want;
+    ASSERT_TRUE(stub_->AttendBackward(&context, request, &want).ok());
+    for (const size_t chunk_bytes : {size_t{1}, size_t{13}, size_t{1} << 20}) {
+      BackwardStream stream(stub_.get());
+      stream.rpc->Write(HeaderOf(request));
+      for (const auto& chunk : ChunksOf(request, chunk_bytes)) stream.rpc->Write(chunk);
+      const grpc::Status status = stream.Finish();
+      ASSERT_TRUE(status.ok()) << status.error_message();
+      EXPECT_EQ(stream.answer.timing().tiles_computed(), 10);
+      *stream.answer.mutable_timing() = want.timing();
+      EXPECT_EQ(stream.answer.SerializeAsString(), want.SerializeAsString());
+      EXPECT_EQ(stream.context.GetServerInitialMetadata().count("flashbias-stream-accepted"), 1u);
+      ++calls;
+    }
+  }
+  AwaitMetric(
+      "flashbias_requests_total{code=\"OK\",method=\"AttendBackwardStream\",transport="
+      "\"tcp\"} " +
+      std::to_string(calls));
+}
+
+TEST_F(AttendStreamTest, WhatIsWrongInAStreamOfGradientsIsExplained) {
+  StartWithMetrics();
+  const v1::AttendBackwardRequest request = BackwardRequest(Request());  // o has 320 bytes
+  const Backward header = HeaderOf(request);
+  Backward with_data = header;
+  with_data.mutable_header()->mutable_lse()->set_data("x");
+  Backward in_region = header;
+  in_region.mutable_header()->mutable_d_o()->set_region_id(7);
+  Backward place = header;
+  place.mutable_header()->mutable_dk_place();
+  Backward huge = header;
+  huge.mutable_header()->mutable_o()->set_shape(0, int64_t{1} << 61);
+  const auto chunk = [](v1::StreamTensor tensor, int64_t offset, size_t bytes) {
+    Backward message;
+    *message.mutable_chunk() = ChunkOf(tensor, offset, std::string(bytes, 'x')).chunk();
+    return message;
+  };
+  struct Fault {
+    std::vector<Backward> messages;
+    std::string error;
+  };
+  const std::vector<Fault> faults = {
+      {{}, "the stream ended before its first message"},
+      {{chunk(v1::STREAM_TENSOR_Q, 0, 4)}, "the first message holds a chunk; accepted: header"},
+      {{with_data}, "lse.data has 1 bytes; accepted: none in the header of a stream"},
+      {{in_region}, "d_o.region_id is 7; accepted: 0 in the header of a stream"},
+      {{place}, "dk_place is set; accepted: none in the header of a stream"},
+      {{huge}, "o.shape is"},
+      {{header, chunk(v1::STREAM_TENSOR_D_O, 4, 4)}, "chunk of d_o: offset is 4; accepted: 0"},
+      {{header, chunk(v1::STREAM_TENSOR_O, 0, 321)}, "data has 321 bytes; accepted: at most 320"},
+      {{header, chunk(v1::STREAM_TENSOR_DQ, 0, 1)}, "chunk.tensor is number 9"},
+      {{header, chunk(v1::STREAM_TENSOR_PHI_Q, 0, 1)}, "accepted: q, k, v, lse, o, d_o"},
+      {{header}, "the stream ended at byte 0 of q"},
+  };
+  for (const Fault& fault : faults) {
+    BackwardStream stream(stub_.get());
+    for (const auto& message : fault.messages) stream.rpc->Write(message);
+    const grpc::Status status = stream.Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << fault.error;
+    EXPECT_THAT(status.error_message(), HasSubstr(fault.error));
+  }
+  AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} " + std::to_string(faults.size()));
+}
+
+TEST_F(AttendStreamTest, AllTensorsOfAStreamOfGradientsCountTowardsItsLimit) {
+  // q, o, d_o and dq of 320 KB; k, v, dk and dv of 256 bytes, lse of 40 KB.
+  const v1::AttendBackwardRequest request = BackwardRequest(Request(5000, 8));
+  constexpr int64_t kBytes = 4 * 320000 + 4 * 256 + 40000;
+  options_.max_stream_bytes = kBytes;
+  StartWithMetrics();
+  {
+    BackwardStream stream(stub_.get());
+    stream.rpc->Write(HeaderOf(request));
+    stream.rpc->WaitForInitialMetadata();
+    AwaitMetric("flashbias_stream_reserved_bytes " + std::to_string(kBytes));
+    stream.context.TryCancel();
+    EXPECT_EQ(stream.Finish().error_code(), grpc::StatusCode::CANCELLED);
+    ExpectNothingHeld();
+  }
+  v1::AttendBackwardRequest larger = request;
+  Fill(larger.mutable_forward()->mutable_alibi()->mutable_slopes(), {2});
+  larger.set_want_bias_gradient(true);
+  BackwardStream stream(stub_.get());
+  stream.rpc->Write(HeaderOf(larger));
+  const grpc::Status status = stream.Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(),
+              HasSubstr("the tensors of request and answer together would take " +
+                        std::to_string(kBytes + 8) + " bytes"));
+}
+
 // The caller goes on writing; it must hear of it all the same.
 TEST_F(AttendStreamTest, ARefusedHeaderEndsACallThatIsStillSending) {
   StartWithMetrics();

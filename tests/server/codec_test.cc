@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 #include <string>
 #include <vector>
@@ -59,7 +60,7 @@ grpc::ByteBuffer Bytes(const v1::AttendRequest& request) {
 absl::StatusOr<DecodedAttend> DecodeAttendRequest(grpc::ByteBuffer* bytes,
                                                   const AttendLimits& limits) {
   static auto* const allocator = new HeapAllocator;
-  absl::StatusOr<ParsedAttend> parsed = ParseAttendRequest(bytes, limits);
+  absl::StatusOr<ParsedAttend> parsed = ParseAttendRequest(Direction::kForward, bytes, limits);
   if (!parsed.ok()) return parsed.status();
   return StageAttendRequest(*std::move(parsed), *allocator, nullptr);
 }
@@ -257,8 +258,259 @@ TEST(CodecTest, AResponseBeyondTheLimitIsRefusedUpFront) {
   request.set_want_lse(true);
   const absl::Status status = Decode(request, limits).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("(o 1536, lse 96); the limit is 2048"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("(lse 96, o 1536); the limit is 2048"));
 }
+
+template <typename Message>
+Message Parse(const grpc::ByteBuffer& bytes) {
+  std::vector<grpc::Slice> slices;
+  EXPECT_TRUE(bytes.Dump(&slices).ok());
+  std::string text;
+  for (const grpc::Slice& slice : slices) {
+    text.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  Message message;
+  EXPECT_TRUE(message.ParseFromString(text));
+  return message;
+}
+
+// The gradients of Good().
+v1::AttendBackwardRequest GoodBackward() {
+  v1::AttendBackwardRequest request;
+  *request.mutable_forward() = Good();
+  Fill(request.mutable_lse(), v1::DTYPE_FLOAT32, {6, 4});
+  Fill(request.mutable_o(), v1::DTYPE_FLOAT32, {6, 4, 16});
+  Fill(request.mutable_d_o(), v1::DTYPE_FLOAT32, {6, 4, 16});
+  return request;
+}
+
+absl::StatusOr<DecodedAttend> Decode(const v1::AttendBackwardRequest& request,
+                                     const AttendLimits& limits = Limits()) {
+  static auto* const allocator = new HeapAllocator;
+  const grpc::Slice slice(request.SerializeAsString());
+  grpc::ByteBuffer bytes(&slice, 1);
+  absl::StatusOr<ParsedAttend> parsed = ParseAttendRequest(Direction::kBackward, &bytes, limits);
+  if (!parsed.ok()) return parsed.status();
+  return StageAttendRequest(*std::move(parsed), *allocator, nullptr);
+}
+
+TEST(CodecBackwardTest, EveryTensorArrivesAndHasAPlace) {
+  v1::AttendBackwardRequest request = GoodBackward();
+  char first = 'a';
+  for (v1::Tensor* tensor :
+       {request.mutable_forward()->mutable_q(), request.mutable_forward()->mutable_k(),
+        request.mutable_forward()->mutable_v(), request.mutable_lse(), request.mutable_o(),
+        request.mutable_d_o()}) {
+    tensor->mutable_data()->front() = first++;
+  }
+  const auto decoded = Decode(request);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  const AttentionProblem& p = decoded->problem;
+  EXPECT_EQ(p.direction, Direction::kBackward);
+  first = 'a';
+  for (const void* tensor :
+       std::initializer_list<const void*>{p.q, p.k, p.v, p.lse, p.o, p.gradients.d_o}) {
+    ASSERT_NE(tensor, nullptr);
+    EXPECT_EQ(*static_cast<const char*>(tensor), first++);
+  }
+  EXPECT_NE(p.gradients.dq, nullptr);
+  EXPECT_NE(p.gradients.dk, nullptr);
+  EXPECT_NE(p.gradients.dv, nullptr);
+  EXPECT_EQ(p.gradients.dslopes, nullptr);
+  EXPECT_EQ(p.gradients.dphi_q, nullptr);
+  EXPECT_EQ(p.gradients.dphi_k, nullptr);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(p.lse) % alignof(float), 0u);
+  // q, o, d_o and dq; k, v, dk and dv; lse.
+  constexpr int64_t kBytes = 4 * 6 * 4 * 16 * 4 + 4 * 8 * 2 * 16 * 4 + 6 * 4 * 4;
+  EXPECT_GE(decoded->bytes, kBytes);
+  EXPECT_LE(decoded->bytes, kBytes + 9 * 256 + 64);
+}
+
+TEST(CodecBackwardTest, ResponseRoundTripWithSlopes) {
+  v1::AttendBackwardRequest request = GoodBackward();
+  FillFloats(request.mutable_forward()->mutable_alibi()->mutable_slopes(), {1, 4}, {1, 2, 3, 4});
+  request.set_want_bias_gradient(true);
+  auto decoded = Decode(request);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  const AttentionProblem& p = decoded->problem;
+  ASSERT_NE(p.gradients.dslopes, nullptr);
+  EXPECT_EQ(p.gradients.dphi_q, nullptr);
+  for (int n = 0; n < 4; ++n) p.gradients.dslopes[n] = static_cast<float>(-n);
+  for (int n = 0; n < 384; ++n) StoreElement(p.dtype, p.gradients.dq, n, static_cast<float>(n));
+  for (int n = 0; n < 256; ++n) StoreElement(p.dtype, p.gradients.dk, n, static_cast<float>(2 * n));
+  for (int n = 0; n < 256; ++n) StoreElement(p.dtype, p.gradients.dv, n, static_cast<float>(3 * n));
+  const auto response = Parse<v1::AttendBackwardResponse>(
+      EncodeAttendResponse(p, std::move(decoded->storage), {.batch_requests = 5}));
+  EXPECT_EQ(response.timing().batch_requests(), 5);
+  EXPECT_THAT(response.dslopes().shape(), ElementsAre(1, 4));
+  ASSERT_EQ(response.dslopes().data().size(), 16u);
+  EXPECT_EQ(LoadElement(DType::kFloat32, response.dslopes().data().data(), 3), -3.0f);
+  EXPECT_FALSE(response.has_dphi_q());
+  EXPECT_FALSE(response.has_dphi_k());
+  int factor = 1;
+  for (const v1::Tensor* tensor : {&response.dq(), &response.dk(), &response.dv()}) {
+    EXPECT_EQ(tensor->dtype(), v1::DTYPE_FLOAT32);
+    EXPECT_EQ(LoadElement(DType::kFloat32, tensor->data().data(), 255), 255.0f * factor++);
+  }
+  EXPECT_THAT(response.dq().shape(), ElementsAre(6, 4, 16));
+  EXPECT_THAT(response.dk().shape(), ElementsAre(8, 2, 16));
+  EXPECT_THAT(response.dv().shape(), ElementsAre(8, 2, 16));
+  EXPECT_EQ(response.dq().data().size(), 1536u);
+  EXPECT_EQ(response.dk().data().size(), 1024u);
+}
+
+TEST(CodecBackwardTest, GradientsOfFactorsAreFloat32) {
+  v1::AttendBackwardRequest request = GoodBackward();
+  v1::LowRankBias* const bias = request.mutable_forward()->mutable_low_rank();
+  Fill(bias->mutable_phi_q(), v1::DTYPE_BFLOAT16, {6, 1, 5});
+  Fill(bias->mutable_phi_k(), v1::DTYPE_BFLOAT16, {8, 4, 5});
+  request.set_want_bias_gradient(true);
+  auto decoded = Decode(request);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  const AttentionProblem& p = decoded->problem;
+  ASSERT_NE(p.gradients.dphi_q, nullptr);
+  ASSERT_NE(p.gradients.dphi_k, nullptr);
+  EXPECT_EQ(p.gradients.dslopes, nullptr);
+  for (int n = 0; n < 30; ++n) p.gradients.dphi_q[n] = 1;
+  for (int n = 0; n < 160; ++n) p.gradients.dphi_k[n] = 2;
+  const auto response =
+      Parse<v1::AttendBackwardResponse>(EncodeAttendResponse(p, std::move(decoded->storage), {}));
+  EXPECT_FALSE(response.has_dslopes());
+  EXPECT_THAT(response.dphi_q().shape(), ElementsAre(6, 1, 5));
+  EXPECT_THAT(response.dphi_k().shape(), ElementsAre(8, 4, 5));
+  EXPECT_EQ(response.dphi_q().dtype(), v1::DTYPE_FLOAT32);
+  ASSERT_EQ(response.dphi_k().data().size(), 640u);
+  EXPECT_EQ(LoadElement(DType::kFloat32, response.dphi_k().data().data(), 159), 2.0f);
+
+  request.set_want_bias_gradient(false);
+  const auto unwanted = Decode(request);
+  ASSERT_TRUE(unwanted.ok());
+  EXPECT_EQ(unwanted->problem.gradients.dphi_q, nullptr);
+}
+
+TEST(CodecBackwardTest, AResponseBeyondTheLimitIsRefusedUpFront) {
+  const v1::AttendBackwardRequest request = GoodBackward();
+  AttendLimits limits = Limits();
+  limits.max_message_bytes = 1536 + 2 * 1024 + kResponseOverheadBytes;
+  EXPECT_TRUE(Decode(request, limits).ok());
+  --limits.max_message_bytes;
+  const absl::Status status = Decode(request, limits).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("(dq 1536, dk 1024, dv 1024)"));
+}
+
+TEST(CodecBackwardTest, AResponseTakesNoMoreThanItsBound) {
+  v1::AttendBackwardRequest request = GoodBackward();
+  v1::LowRankBias* const bias = request.mutable_forward()->mutable_low_rank();
+  Fill(bias->mutable_phi_q(), v1::DTYPE_FLOAT32, {6, 4, 5});
+  Fill(bias->mutable_phi_k(), v1::DTYPE_FLOAT32, {8, 4, 5});
+  request.set_want_bias_gradient(true);
+  auto decoded = Decode(request);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  const absl::Duration second = absl::Seconds(1);
+  const grpc::ByteBuffer bytes = EncodeAttendResponse(decoded->problem, std::move(decoded->storage),
+                                                      {.receive = second,
+                                                       .queue = second,
+                                                       .compute = second,
+                                                       .send = second,
+                                                       .batch_requests = int64_t{1} << 62,
+                                                       .stats = {.tiles_computed = int64_t{1} << 62,
+                                                                 .tiles_skipped = int64_t{1} << 62,
+                                                                 .upload = second,
+                                                                 .kernel = second,
+                                                                 .download = second}});
+  EXPECT_LE(bytes.Length(), 1536u + 2 * 1024 + 480 + 640 + kResponseOverheadBytes);
+}
+
+struct BackwardRefusal {
+  std::string name;
+  std::function<void(v1::AttendBackwardRequest*)> change;
+  std::vector<std::string> want;  // pieces of the message
+};
+
+class CodecBackwardRefusalTest : public testing::TestWithParam<BackwardRefusal> {};
+
+TEST_P(CodecBackwardRefusalTest, NamesWhatIsWrong) {
+  v1::AttendBackwardRequest request = GoodBackward();
+  GetParam().change(&request);
+  const absl::Status status = Decode(request).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  for (const std::string& piece : GetParam().want) {
+    EXPECT_THAT(std::string(status.message()), HasSubstr(piece));
+  }
+}
+
+const BackwardRefusal kBackwardRefusals[] = {
+    {"NoForward", [](auto* r) { r->clear_forward(); }, {"q is missing"}},
+    {"ForwardIsChecked",
+     [](auto* r) { r->mutable_forward()->clear_mask(); },
+     {"mask is unspecified"}},
+    {"WantLse",
+     [](auto* r) { r->mutable_forward()->set_want_lse(true); },
+     {"want_lse is set; accepted: not with gradients"}},
+    {"OPlace",
+     [](auto* r) { r->mutable_forward()->mutable_o_place(); },
+     {"o_place is set", "dq_place"}},
+    {"LsePlace",
+     [](auto* r) { r->mutable_forward()->mutable_lse_place(); },
+     {"lse_place is set", "dq_place"}},
+    {"NoBias",
+     [](auto* r) { r->set_want_bias_gradient(true); },
+     {"want_bias_gradient is set without a bias"}},
+    {"NoLse", [](auto* r) { r->clear_lse(); }, {"lse is missing", "[total_q, num_q_heads]"}},
+    {"NoO", [](auto* r) { r->clear_o(); }, {"o is missing", "[total_q, num_q_heads, head_dim]"}},
+    {"NoDO", [](auto* r) { r->clear_d_o(); }, {"d_o is missing"}},
+    {"LseDType",
+     [](auto* r) {
+       Fill(r->mutable_lse(), v1::DTYPE_FLOAT16, {6, 4});
+     },
+     {"lse.dtype is float16; accepted: float32"}},
+    {"LseExtents",
+     [](auto* r) {
+       Fill(r->mutable_lse(), v1::DTYPE_FLOAT32, {6, 4, 1});
+     },
+     {"lse.shape has 3 extents"}},
+    {"LseRows",
+     [](auto* r) {
+       Fill(r->mutable_lse(), v1::DTYPE_FLOAT32, {4, 6});
+     },
+     {"lse.shape is [4, 6]; accepted: [6, 4]"}},
+    {"LseTooShort",
+     [](auto* r) { r->mutable_lse()->mutable_data()->pop_back(); },
+     {"lse.data has 95 bytes; accepted: 96"}},
+    {"ODType",
+     [](auto* r) {
+       Fill(r->mutable_o(), v1::DTYPE_FLOAT16, {6, 4, 16});
+     },
+     {"o.dtype is float16; accepted: that of q, float32"}},
+    {"OShape",
+     [](auto* r) {
+       Fill(r->mutable_o(), v1::DTYPE_FLOAT32, {8, 2, 16});
+     },
+     {"o.shape is [8, 2, 16]; accepted: that of q, [6, 4, 16]"}},
+    {"DOShape",
+     [](auto* r) {
+       Fill(r->mutable_d_o(), v1::DTYPE_FLOAT32, {6, 4, 15});
+     },
+     {"d_o.shape is [6, 4, 15]; accepted: that of q"}},
+    {"DOTooLong",
+     [](auto* r) { r->mutable_d_o()->mutable_data()->push_back('x'); },
+     {"d_o.data has 1537 bytes; accepted: 1536"}},
+    {"DOOverflows",
+     [](auto* r) { r->mutable_d_o()->set_shape(0, int64_t{1} << 60); },
+     {"d_o.shape", "2^62"}},
+    {"FactorsPlaceUnwanted",
+     [](auto* r) { r->mutable_dphi_k_place(); },
+     {"dphi_k_place is set; accepted: only with low_rank and want_bias_gradient"}},
+    {"PlaceWithoutRegions",
+     [](auto* r) { r->mutable_dk_place()->set_region_id(1); },
+     {"dk_place.region_id is set; accepted: only in calls over the server's unix socket"}},
+};
+
+INSTANTIATE_TEST_SUITE_P(All, CodecBackwardRefusalTest, testing::ValuesIn(kBackwardRefusals),
+                         [](const testing::TestParamInfo<BackwardRefusal>& refusal) {
+                           return refusal.param.name;
+                         });
 
 struct Refusal {
   std::string name;

@@ -65,6 +65,9 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
            "flashbias_cancelled_total{where=\"running\"} 0",
            "flashbias_cancelled_total{where=\"sending\"} 0",
            "flashbias_requests_total{code=\"OK\",method=\"AttendStream\",transport=\"unix\"} 0",
+           "flashbias_requests_total{code=\"OK\",method=\"AttendBackward\",transport=\"tcp\"} 0",
+           "flashbias_requests_total{code=\"OK\",method=\"AttendBackwardStream\","
+           "transport=\"unix\"} 0",
            "flashbias_queue_requests 0",
            "flashbias_build_info{backend=\"cpu\",version=\"1.2.3\"} 1",
        }) {
@@ -107,6 +110,9 @@ TEST(MetricsTest, EverythingIsCountedWhereItBelongs) {
                        absl::Milliseconds(2));
   metrics.CallFinished(Method::kGetServerInfo, Transport::kTcp, absl::StatusCode::kUnavailable,
                        absl::Seconds(1));
+  metrics.CallStarted();
+  metrics.CallFinished(Method::kAttendBackwardStream, Transport::kUnix, absl::StatusCode::kOk,
+                       absl::Milliseconds(4));
   metrics.StageFinished(Stage::kQueue, absl::Milliseconds(500));
   metrics.BatchStarted(3, 4000, 50);
   metrics.Rejected(RejectReason::kMemory);
@@ -121,6 +127,8 @@ TEST(MetricsTest, EverythingIsCountedWhereItBelongs) {
            "flashbias_requests_total{code=\"OK\",method=\"Attend\",transport=\"tcp\"} 1",
            "flashbias_requests_total{code=\"UNAVAILABLE\",method=\"GetServerInfo\","
            "transport=\"tcp\"} 1",
+           "flashbias_requests_total{code=\"OK\",method=\"AttendBackwardStream\","
+           "transport=\"unix\"} 1",
            "flashbias_request_duration_seconds_sum{method=\"Attend\",transport=\"tcp\"} 0.002",
            "flashbias_stage_duration_seconds_sum{stage=\"queue\"} 0.5",
            "flashbias_batch_requests_sum 3",

@@ -23,6 +23,7 @@
 #include "kernels/attention_backend.h"
 #include "kernels/host_memory.h"
 #include "kernels/reference/reference_attention.h"
+#include "kernels/reference/reference_gradients.h"
 #include "server/mutex.h"
 
 namespace flashbias::server {
@@ -174,10 +175,29 @@ class PuppetBackend final : public AttentionBackend {
     }
   }
 
+  static void ComputeGradients(const AttentionProblem& problem) {
+    const auto store = [](DType dtype, const std::vector<double>& values, void* to) {
+      for (size_t n = 0; to != nullptr && n < values.size(); ++n) {
+        StoreElement(dtype, to, static_cast<int64_t>(n), static_cast<float>(values[n]));
+      }
+    };
+    const ReferenceGradients answer = ComputeReferenceGradients(problem);
+    store(problem.dtype, answer.dq, problem.gradients.dq);
+    store(problem.dtype, answer.dk, problem.gradients.dk);
+    store(problem.dtype, answer.dv, problem.gradients.dv);
+    store(DType::kFloat32, answer.dslopes, problem.gradients.dslopes);
+    store(DType::kFloat32, answer.dphi_q, problem.gradients.dphi_q);
+    store(DType::kFloat32, answer.dphi_k, problem.gradients.dphi_k);
+  }
+
   static void End(RunInFlight run, const absl::Status& status) {
     for (size_t n = 0; status.ok() && n < run.problems.size(); ++n) {
       // Small requests only; a scheduler test's problems have no tensors at all.
-      if (run.problems[n].q != nullptr) Compute(run.problems[n]);
+      const AttentionProblem& problem = run.problems[n];
+      if (problem.q != nullptr && problem.direction == Direction::kForward) Compute(problem);
+      if (problem.q != nullptr && problem.direction == Direction::kBackward) {
+        ComputeGradients(problem);
+      }
       run.stats[n] = {.tiles_computed = 10,
                       .tiles_skipped = 3,
                       .upload = kUpload,

@@ -40,6 +40,7 @@ struct Shape {
   int head_dim = 32;
   BiasKind bias = BiasKind::kNone;
   int device = kAnyDevice;
+  Direction direction = Direction::kForward;
   int64_t rows = 10;  // work is rows * rows
   int64_t bytes = 100;
   absl::Duration deadline = absl::InfiniteDuration();  // from now
@@ -99,6 +100,7 @@ class SchedulerTest : public testing::Test {
     problem.bias_kind = shape.bias;
     problem.alibi.slopes = &kSlope;
     problem.device = shape.device;
+    problem.direction = shape.direction;
     return std::make_unique<PendingRequest>(
         PendingRequest::Params{.problem = problem,
                                .storage = std::make_unique<WatchedStorage>(&alive_),
@@ -287,6 +289,27 @@ TEST_F(SchedulerTest, AnOversizedRequestRunsAlone) {
   EXPECT_THAT(backend_->run_sizes(), ElementsAre(1, 1, 1, 1)) << "in order, never with company";
   backend_->EndRun();
   for (const char* name : {"a", "huge", "b"}) EXPECT_EQ(CodeOf(name), "OK") << name;
+  DropOutcomes();
+}
+
+TEST_F(SchedulerTest, ForwardAndBackwardNeverShareABatch) {
+  Start(1);
+  Submit("busy");
+  Poll();
+  for (int n = 0; n < 2; ++n) {
+    Submit(absl::StrCat("f", n), {.rows = 3});
+    clock_.Advance(absl::Milliseconds(1));
+    Submit(absl::StrCat("b", n), {.direction = Direction::kBackward, .rows = 3});
+    clock_.Advance(absl::Milliseconds(1));
+  }
+  for (int n = 0; n < 2; ++n) {
+    backend_->EndRun();
+    Poll();
+  }
+  EXPECT_THAT(backend_->run_sizes(), ElementsAre(1, 2, 2));
+  backend_->EndRun();
+  EXPECT_EQ(Take("f1").batch_requests, 2);
+  EXPECT_EQ(Take("b0").batch_requests, 2);
   DropOutcomes();
 }
 

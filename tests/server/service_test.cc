@@ -54,6 +54,19 @@ v1::AttendRequest Request(int64_t rows = 5, int head_dim = 8) {
   return request;
 }
 
+// The gradients of Request(rows) with slopes, whose forward call gave what Fill makes up.
+v1::AttendBackwardRequest BackwardRequest(int64_t rows = 5) {
+  v1::AttendBackwardRequest request;
+  *request.mutable_forward() = Request(rows);
+  request.mutable_forward()->set_want_lse(false);
+  Fill(request.mutable_forward()->mutable_alibi()->mutable_slopes(), {2});
+  request.set_want_bias_gradient(true);
+  Fill(request.mutable_lse(), {rows, 2});
+  Fill(request.mutable_o(), {rows, 2, 8});
+  Fill(request.mutable_d_o(), {rows, 2, 8});
+  return request;
+}
+
 // grpc.health.v1 without its generated classes: the response is field 1, an enum.
 grpc::ByteBuffer ToBuffer(const std::string& text) {
   const grpc::Slice slice(text);
@@ -225,6 +238,88 @@ TEST_F(ServiceTest, AnswersAreTrueAndTimed) {
   EXPECT_EQ(timing.download_seconds(), absl::ToDoubleSeconds(PuppetBackend::kDownload));
 }
 
+TEST_F(ServiceTest, GradientsAreTrueTimedAndCounted) {
+  options_.metrics_address = "127.0.0.1:0";
+  Start();
+  backend_->set_automatic(true);
+  const v1::AttendBackwardRequest request = BackwardRequest();
+  grpc::ClientContext context;
+  v1::AttendBackwardResponse response;
+  const grpc::Status status = stub_->AttendBackward(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+
+  const Sequence sequence{.q_len = 5, .kv_len = 5};
+  AttentionProblem problem;
+  problem.direction = Direction::kBackward;
+  problem.num_q_heads = 2;
+  problem.num_kv_heads = 1;
+  problem.head_dim = 8;
+  problem.total_q = problem.total_kv = 5;
+  problem.q = request.forward().q().data().data();
+  problem.k = request.forward().k().data().data();
+  problem.v = request.forward().v().data().data();
+  problem.gradients.d_o = request.d_o().data().data();
+  problem.sequences = absl::MakeConstSpan(&sequence, 1);
+  problem.softmax_scale = static_cast<float>(1 / std::sqrt(8.0));
+  problem.bias_kind = BiasKind::kAlibi;
+  const std::vector<float> slopes = {
+      LoadElement(DType::kFloat32, request.forward().alibi().slopes().data().data(), 0),
+      LoadElement(DType::kFloat32, request.forward().alibi().slopes().data().data(), 1)};
+  problem.alibi.slopes = slopes.data();
+  const ReferenceGradients want = ComputeReferenceGradients(problem);
+  const auto expect_near = [](const v1::Tensor& got, const std::vector<double>& values) {
+    ASSERT_EQ(got.data().size(), values.size() * 4);
+    for (size_t n = 0; n < values.size(); ++n) {
+      EXPECT_NEAR(LoadElement(DType::kFloat32, got.data().data(), static_cast<int64_t>(n)),
+                  values[n], 1e-5);
+    }
+  };
+  expect_near(response.dq(), want.dq);
+  expect_near(response.dk(), want.dk);
+  expect_near(response.dv(), want.dv);
+  expect_near(response.dslopes(), want.dslopes);
+  EXPECT_EQ(response.timing().batch_requests(), 1);
+  EXPECT_GT(response.timing().compute_seconds(), 0);
+
+  v1::AttendBackwardRequest bad = request;
+  bad.mutable_d_o()->mutable_data()->pop_back();
+  grpc::ClientContext refused;
+  const grpc::Status refusal = stub_->AttendBackward(&refused, bad, &response);
+  EXPECT_EQ(refusal.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refusal.error_message(), HasSubstr("d_o.data has 319 bytes; accepted: 320"));
+  const std::string method = "method=\"AttendBackward\",transport=\"tcp\"}";
+  AwaitMetric("flashbias_requests_total{code=\"OK\"," + method + " 1");
+  AwaitMetric("flashbias_requests_total{code=\"INVALID_ARGUMENT\"," + method + " 1");
+  AwaitMetric("flashbias_rejected_total{reason=\"invalid\"} 1");
+}
+
+// The queue's limits, deadlines and drains see no difference between the directions.
+TEST_F(ServiceTest, GradientsWaitInTheSameQueue) {
+  options_.scheduler.max_queue_requests = 1;
+  options_.metrics_address = "127.0.0.1:0";
+  Start();
+  auto running = AttendAsync(Request());
+  ASSERT_TRUE(backend_->WaitForRunsInFlight(1));
+  const auto backward = [&](absl::Duration timeout) {
+    return std::async(std::launch::async, [this, timeout] {
+      grpc::ClientContext context;
+      context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+      v1::AttendBackwardResponse response;
+      return stub_->AttendBackward(&context, BackwardRequest(), &response);
+    });
+  };
+  auto expires = backward(absl::Seconds(2));
+  AwaitMetric("flashbias_queue_requests 1");
+  const grpc::Status refused = backward(absl::Seconds(30)).get();
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(expires.get().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  AwaitMetric("flashbias_queue_requests 0");
+  backend_->set_automatic(true);
+  backend_->EndRun();
+  EXPECT_TRUE(running.get().status.ok());
+  EXPECT_TRUE(backward(absl::Seconds(30)).get().ok());
+}
+
 TEST_F(ServiceTest, ADTypeThatTheBackendDoesNotServeIsNamedWithThoseThatItDoes) {
   Start(1, {DType::kFloat16, DType::kBFloat16});
   const CallResult result = Attend(Request());
@@ -293,6 +388,10 @@ TEST_F(ServiceTest, BytesThatAreNoRequestAreRefused) {
   const grpc::Status empty = RawCall("/flashbias.v1.AttentionService/Attend", "", nullptr);
   EXPECT_EQ(empty.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(empty.error_message(), HasSubstr("q is missing"));
+  const grpc::Status backward =
+      RawCall("/flashbias.v1.AttentionService/AttendBackward", "\xff\xff\xff", nullptr);
+  EXPECT_EQ(backward.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(backward.error_message(), HasSubstr("is no flashbias.v1.AttendBackwardRequest"));
 }
 
 TEST_F(ServiceTest, ABackendErrorIsInternal) {

@@ -2,11 +2,15 @@
 // every kind of fault.
 #include <cmath>
 #include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
+#include "tests/support/compare_gradients.h"
 #include "tests/support/golden.h"
 #include "tests/support/npz.h"
 #include "tests/support/reference_backend.h"
@@ -173,6 +177,105 @@ TEST_P(JudgeTest, AllowsWhatRoundedWeightsDoToLseAndNoMore) {
   owned.mutable_problem().lse[7] += 0.9f * static_cast<float>(allowance.lse);
   EXPECT_FALSE(MatchesReference(owned, 0, kDefaultBudget, allowance));
 }
+
+class GradientJudgeTest : public ::testing::TestWithParam<std::tuple<DType, BiasKind>> {
+ protected:
+  static DType dtype() { return std::get<0>(GetParam()); }
+
+  // A backward problem with the reference's answer in it.
+  OwnedProblem Solved(float d_o_scale = 1) {
+    OwnedProblem owned = Materialise({.name = "solved",
+                                      .dtype = dtype(),
+                                      .num_q_heads = 4,
+                                      .sequences = {{.q_len = 40, .kv_len = 50}},
+                                      .bias = std::get<1>(GetParam()),
+                                      .phi_k_per_head = false,
+                                      .byte_offset = 5,
+                                      .direction = Direction::kBackward,
+                                      .d_o_scale = d_o_scale});
+    EXPECT_TRUE(RunAndWait(backend_, owned).ok());
+    return owned;
+  }
+
+  // Every tensor of the problem's gradients with its type and size.
+  struct Tensor {
+    DType dtype;
+    void* data;
+    int64_t elements;
+  };
+  static std::vector<Tensor> TensorsOf(OwnedProblem& owned) {
+    const Gradients& g = owned.problem().gradients;
+    std::vector<Tensor> tensors = {{dtype(), g.dq, owned.q_elements()},
+                                   {dtype(), g.dk, owned.kv_elements()},
+                                   {dtype(), g.dv, owned.kv_elements()}};
+    if (g.dslopes != nullptr) tensors.push_back({DType::kFloat32, g.dslopes, owned.num_slopes()});
+    if (g.dphi_q != nullptr) {
+      tensors.push_back({DType::kFloat32, g.dphi_q, owned.phi_q_elements()});
+      tensors.push_back({DType::kFloat32, g.dphi_k, owned.phi_k_elements()});
+    }
+    return tensors;
+  }
+
+  ReferenceBackend backend_;
+};
+
+TEST_P(GradientJudgeTest, AcceptsTheReferenceAtAnyScale) {
+  for (const float scale : {0x1p-20f, 1e-4f, 1.0f, 100.0f}) {
+    EXPECT_TRUE(MatchesReferenceGradients(Solved(scale))) << scale;
+  }
+}
+
+TEST_P(GradientJudgeTest, SeesEveryTensorThatIsALittleWrong) {
+  OwnedProblem solved = Solved();
+  const size_t tensors = TensorsOf(solved).size();
+  EXPECT_EQ(tensors, std::get<1>(GetParam()) == BiasKind::kLowRank ? 5u
+                     : std::get<1>(GetParam()) == BiasKind::kAlibi ? 4u
+                                                                   : 3u);
+  for (size_t t = 0; t < tensors; ++t) {
+    OwnedProblem owned = Solved();
+    const Tensor tensor = TensorsOf(owned)[t];
+    const float factor = dtype() == DType::kBFloat16 ? 1.2f : 1.02f;
+    for (int64_t n = 0; n < tensor.elements; ++n) {
+      StoreElement(tensor.dtype, tensor.data, n,
+                   factor * LoadElement(tensor.dtype, tensor.data, n));
+    }
+    EXPECT_FALSE(MatchesReferenceGradients(owned)) << "tensor " << t;
+  }
+}
+
+TEST_P(GradientJudgeTest, SeesNanPoisonAndStrayBytes) {
+  OwnedProblem fresh = Solved();
+  fresh.PoisonOutputs();
+  EXPECT_FALSE(MatchesReferenceGradients(fresh));
+  for (size_t t = 0; t < TensorsOf(fresh).size(); ++t) {
+    const size_t element = SizeOf(TensorsOf(fresh)[t].dtype);
+    OwnedProblem nan = Solved();
+    StoreElement(TensorsOf(nan)[t].dtype, TensorsOf(nan)[t].data, 1, std::nanf(""));
+    EXPECT_FALSE(MatchesReferenceGradients(nan)) << "tensor " << t;
+
+    OwnedProblem unwritten = Solved();
+    const Tensor tensor = TensorsOf(unwritten)[t];
+    std::memcpy(static_cast<char*>(tensor.data) + (tensor.elements - 1) * element,
+                TensorsOf(fresh)[t].data, element);
+    EXPECT_THAT(unwritten.CheckOutputs(), HasSubstr("not written")) << "tensor " << t;
+
+    OwnedProblem stray = Solved();
+    static_cast<char*>(TensorsOf(stray)[t].data)[-1] = 0;
+    EXPECT_THAT(stray.CheckOutputs(), HasSubstr("beside d")) << "tensor " << t;
+  }
+}
+
+std::string KindName(const ::testing::TestParamInfo<std::tuple<DType, BiasKind>>& info) {
+  constexpr const char* kKinds[] = {"none", "alibi", "low_rank"};
+  const auto [dtype, kind] = info.param;
+  return std::string(Name(dtype)) + "_" + kKinds[static_cast<int>(kind)];
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, GradientJudgeTest,
+    ::testing::Combine(::testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32),
+                       ::testing::Values(BiasKind::kNone, BiasKind::kAlibi, BiasKind::kLowRank)),
+    KindName);
 
 TEST(Rounding, KeepsEverythingButTheDType) {
   const OwnedProblem owned =

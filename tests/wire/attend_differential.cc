@@ -58,6 +58,20 @@ std::string Describe(const v1::AttendRequest& m) {
       Describe(m.has_lse_place(), m.lse_place().region_id(), m.lse_place().offset()));
 }
 
+std::string Describe(const v1::AttendBackwardRequest& m) {
+  return absl::StrCat(
+      Describe(m.forward()), "\nwant_bias_gradient ", m.want_bias_gradient(), "\nlse ",
+      Describe(m.lse(), m.has_lse()), "\no ", Describe(m.o(), m.has_o()), "\nd_o ",
+      Describe(m.d_o(), m.has_d_o()), "\ndq_place ",
+      Describe(m.has_dq_place(), m.dq_place().region_id(), m.dq_place().offset()), "\ndk_place ",
+      Describe(m.has_dk_place(), m.dk_place().region_id(), m.dk_place().offset()), "\ndv_place ",
+      Describe(m.has_dv_place(), m.dv_place().region_id(), m.dv_place().offset()),
+      "\ndphi_q_place ",
+      Describe(m.has_dphi_q_place(), m.dphi_q_place().region_id(), m.dphi_q_place().offset()),
+      "\ndphi_k_place ",
+      Describe(m.has_dphi_k_place(), m.dphi_k_place().region_id(), m.dphi_k_place().offset()));
+}
+
 std::string Describe(const wire::TensorField& tensor, absl::Span<const grpc::Slice> slices) {
   std::string data;
   wire::AppendTo(slices, tensor.data, &data);
@@ -70,7 +84,7 @@ std::string Describe(const wire::TensorField& tensor, absl::Span<const grpc::Sli
 }
 
 std::string Describe(const AttendFields& f, absl::Span<const grpc::Slice> slices) {
-  return absl::StrCat(
+  const std::string forward = absl::StrCat(
       "q_lens ", absl::StrJoin(f.q_lens, ","), "\nkv_lens ", absl::StrJoin(f.kv_lens, ","),
       "\nmask ", f.mask, "\nleft_window ", f.left_window, "\nquery_start ",
       absl::StrJoin(f.query_start, ","), "\nkey_start ", absl::StrJoin(f.key_start, ","),
@@ -81,6 +95,30 @@ std::string Describe(const AttendFields& f, absl::Span<const grpc::Slice> slices
       Describe(f.phi_k, slices), "\nq ", Describe(f.q, slices), "\nk ", Describe(f.k, slices),
       "\nv ", Describe(f.v, slices), "\no_place ", Describe(f.o_place), "\nlse_place ",
       Describe(f.lse_place));
+  if (!f.backward.has_value()) return forward;
+  const server::BackwardFields& b = *f.backward;
+  return absl::StrCat(forward, "\nwant_bias_gradient ", b.want_bias_gradient, "\nlse ",
+                      Describe(b.lse, slices), "\no ", Describe(b.o, slices), "\nd_o ",
+                      Describe(b.d_o, slices), "\ndq_place ", Describe(b.dq_place), "\ndk_place ",
+                      Describe(b.dk_place), "\ndv_place ", Describe(b.dv_place), "\ndphi_q_place ",
+                      Describe(b.dphi_q_place), "\ndphi_k_place ", Describe(b.dphi_k_place));
+}
+
+template <typename Message>
+std::string Difference(Direction direction, std::string_view bytes, absl::Span<const size_t> cuts) {
+  const std::vector<grpc::Slice> slices = SlicesOf(bytes, cuts);
+  const absl::StatusOr<AttendFields> fields = server::ReadAttendRequest(direction, slices);
+  Message message;
+  const bool parsed = message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()));
+  if (!fields.ok() && absl::StrContains(fields.status().message(), "has more than")) return "";
+  if (parsed != fields.ok()) {
+    return absl::StrCat("the generated class ", parsed ? "takes" : "refuses",
+                        " it, ours: ", fields.status().ToString());
+  }
+  if (!parsed) return "";
+  const std::string want = Describe(message);
+  const std::string got = Describe(*fields, slices);
+  return want == got ? "" : absl::StrCat("generated:\n", want, "\nours:\n", got);
 }
 
 }  // namespace
@@ -101,25 +139,16 @@ std::vector<grpc::Slice> SlicesOf(std::string_view bytes, absl::Span<const size_
   return slices;
 }
 
-std::string DifferenceFromGenerated(std::string_view bytes, absl::Span<const size_t> cuts) {
-  const std::vector<grpc::Slice> slices = SlicesOf(bytes, cuts);
-  const absl::StatusOr<AttendFields> fields = server::ReadAttendRequest(slices);
-  v1::AttendRequest message;
-  const bool parsed = message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()));
-  if (!fields.ok() && absl::StrContains(fields.status().message(), "has more than")) return "";
-  if (parsed != fields.ok()) {
-    return absl::StrCat("the generated class ", parsed ? "takes" : "refuses",
-                        " it, ours: ", fields.status().ToString());
-  }
-  if (!parsed) return "";
-  const std::string want = Describe(message);
-  const std::string got = Describe(*fields, slices);
-  return want == got ? "" : absl::StrCat("generated:\n", want, "\nours:\n", got);
+std::string DifferenceFromGenerated(Direction direction, std::string_view bytes,
+                                    absl::Span<const size_t> cuts) {
+  return direction == Direction::kForward
+             ? Difference<v1::AttendRequest>(direction, bytes, cuts)
+             : Difference<v1::AttendBackwardRequest>(direction, bytes, cuts);
 }
 
-std::string ReadError(std::string_view bytes) {
+std::string ReadError(Direction direction, std::string_view bytes) {
   const std::vector<grpc::Slice> slices = SlicesOf(bytes, {});
-  return std::string(server::ReadAttendRequest(slices).status().message());
+  return std::string(server::ReadAttendRequest(direction, slices).status().message());
 }
 
 }  // namespace flashbias

@@ -65,17 +65,53 @@ v1::AttendRequest RandomRequest(Random& random) {
   return request;
 }
 
-// The fields of some messages, each serialised by itself, in any order; fields may come twice.
-std::string Shuffled(Random& random, const std::vector<v1::AttendRequest>& messages) {
+v1::AttendBackwardRequest RandomBackwardRequest(Random& random) {
+  v1::AttendBackwardRequest request;
+  if (random() % 8 != 0) *request.mutable_forward() = RandomRequest(random);
+  request.set_want_bias_gradient(random() % 2 == 0);
+  if (random() % 8 != 0) FillTensor(random, request.mutable_lse());
+  if (random() % 8 != 0) FillTensor(random, request.mutable_o());
+  if (random() % 8 != 0) FillTensor(random, request.mutable_d_o());
+  if (random() % 3 == 0) FillPlace(random, request.mutable_dq_place());
+  if (random() % 3 == 0) FillPlace(random, request.mutable_dk_place());
+  if (random() % 3 == 0) FillPlace(random, request.mutable_dv_place());
+  if (random() % 3 == 0) FillPlace(random, request.mutable_dphi_q_place());
+  if (random() % 3 == 0) FillPlace(random, request.mutable_dphi_k_place());
+  return request;
+}
+
+// Each field of a message by itself, serialised.
+template <typename Message>
+std::vector<std::string> Parts(const Message& message) {
   std::vector<std::string> parts;
-  for (const v1::AttendRequest& message : messages) {
-    std::vector<const google::protobuf::FieldDescriptor*> fields;
-    message.GetReflection()->ListFields(message, &fields);
-    for (const auto* field : fields) {
-      v1::AttendRequest one = message;
-      for (const auto* other : fields) {
-        if (other != field) one.GetReflection()->ClearField(&one, other);
-      }
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  message.GetReflection()->ListFields(message, &fields);
+  for (const auto* field : fields) {
+    Message one = message;
+    for (const auto* other : fields) {
+      if (other != field) one.GetReflection()->ClearField(&one, other);
+    }
+    parts.push_back(one.SerializeAsString());
+  }
+  return parts;
+}
+
+// The fields of some requests in any order; fields come twice, and a backward request's forward one
+// in parts.
+std::string Shuffled(Random& random, Direction direction, int requests) {
+  std::vector<std::string> parts;
+  const auto add = [&](const std::vector<std::string>& more) {
+    parts.insert(parts.end(), more.begin(), more.end());
+  };
+  for (int n = 0; n < requests; ++n) {
+    if (direction == Direction::kForward) {
+      add(Parts(RandomRequest(random)));
+      continue;
+    }
+    add(Parts(RandomBackwardRequest(random)));
+    for (const std::string& part : Parts(RandomRequest(random))) {
+      v1::AttendBackwardRequest one;
+      one.mutable_forward()->ParseFromString(part);
       parts.push_back(one.SerializeAsString());
     }
   }
@@ -83,6 +119,12 @@ std::string Shuffled(Random& random, const std::vector<v1::AttendRequest>& messa
   std::string bytes;
   for (const std::string& part : parts) bytes += part;
   return bytes;
+}
+
+// Of a random request.
+std::string RandomText(Random& random, Direction direction) {
+  return direction == Direction::kForward ? RandomRequest(random).SerializeAsString()
+                                          : RandomBackwardRequest(random).SerializeAsString();
 }
 
 std::vector<size_t> RandomCuts(Random& random, size_t size) {
@@ -100,56 +142,67 @@ std::vector<size_t> EveryByte(size_t size) {
 
 std::string Hex(const std::string& bytes) { return absl::BytesToHexString(bytes); }
 
-TEST(AttendReaderTest, ReadsWhatTheGeneratedClassWrites) {
+class AttendReaderTest : public testing::TestWithParam<Direction> {};
+
+INSTANTIATE_TEST_SUITE_P(Directions, AttendReaderTest,
+                         testing::Values(Direction::kForward, Direction::kBackward),
+                         [](const testing::TestParamInfo<Direction>& param) {
+                           return param.param == Direction::kForward ? "Forward" : "Backward";
+                         });
+
+TEST_P(AttendReaderTest, ReadsWhatTheGeneratedClassWrites) {
   Random random(1);
   for (int n = 0; n < 2000; ++n) {
-    const std::string bytes = RandomRequest(random).SerializeAsString();
-    ASSERT_EQ(ReadError(bytes), "");
-    ASSERT_EQ(DifferenceFromGenerated(bytes, RandomCuts(random, bytes.size())), "") << Hex(bytes);
-    ASSERT_EQ(DifferenceFromGenerated(bytes, EveryByte(bytes.size())), "") << Hex(bytes);
+    const std::string bytes = RandomText(random, GetParam());
+    ASSERT_EQ(ReadError(GetParam(), bytes), "");
+    ASSERT_EQ(DifferenceFromGenerated(GetParam(), bytes, RandomCuts(random, bytes.size())), "")
+        << Hex(bytes);
+    ASSERT_EQ(DifferenceFromGenerated(GetParam(), bytes, EveryByte(bytes.size())), "")
+        << Hex(bytes);
   }
 }
 
-TEST(AttendReaderTest, EveryTwoSlicesAreAsGoodAsOne) {
+TEST_P(AttendReaderTest, EveryTwoSlicesAreAsGoodAsOne) {
   Random random(2);
   for (int n = 0; n < 20; ++n) {
-    const std::string bytes = RandomRequest(random).SerializeAsString();
+    const std::string bytes = RandomText(random, GetParam());
     for (size_t cut = 0; cut <= bytes.size(); ++cut) {
-      ASSERT_EQ(DifferenceFromGenerated(bytes, {cut}), "") << cut << " " << Hex(bytes);
+      ASSERT_EQ(DifferenceFromGenerated(GetParam(), bytes, {cut}), "") << cut << " " << Hex(bytes);
     }
   }
 }
 
-TEST(AttendReaderTest, AnyOrderAndRepeatedFieldsMergeAsProtobufMerges) {
+TEST_P(AttendReaderTest, AnyOrderAndRepeatedFieldsMergeAsProtobufMerges) {
   Random random(3);
   for (int n = 0; n < 2000; ++n) {
-    const std::string bytes =
-        Shuffled(random, {RandomRequest(random), RandomRequest(random), RandomRequest(random)});
-    ASSERT_EQ(ReadError(bytes), "");
-    ASSERT_EQ(DifferenceFromGenerated(bytes, RandomCuts(random, bytes.size())), "") << Hex(bytes);
+    const std::string bytes = Shuffled(random, GetParam(), 3);
+    ASSERT_EQ(ReadError(GetParam(), bytes), "");
+    ASSERT_EQ(DifferenceFromGenerated(GetParam(), bytes, RandomCuts(random, bytes.size())), "")
+        << Hex(bytes);
   }
 }
 
-TEST(AttendReaderTest, TruncatedAnywhereItIsAsTheGeneratedClassHasIt) {
+TEST_P(AttendReaderTest, TruncatedAnywhereItIsAsTheGeneratedClassHasIt) {
   Random random(4);
   size_t refused = 0;
   for (int n = 0; n < 30; ++n) {
-    const std::string bytes = RandomRequest(random).SerializeAsString();
+    const std::string bytes = RandomText(random, GetParam());
     for (size_t size = 0; size < bytes.size(); ++size) {
       const std::string part = bytes.substr(0, size);
-      ASSERT_EQ(DifferenceFromGenerated(part, RandomCuts(random, size)), "") << Hex(part);
-      refused += ReadError(part).empty() ? 0 : 1;
+      ASSERT_EQ(DifferenceFromGenerated(GetParam(), part, RandomCuts(random, size)), "")
+          << Hex(part);
+      refused += ReadError(GetParam(), part).empty() ? 0 : 1;
     }
   }
   EXPECT_GT(refused, 1000u);
 }
 
-TEST(AttendReaderTest, RandomMutationsAreAsTheGeneratedClassHasThem) {
+TEST_P(AttendReaderTest, RandomMutationsAreAsTheGeneratedClassHasThem) {
   Random random(5);
   int taken = 0;
   constexpr int kRuns = 30000;
   for (int n = 0; n < kRuns; ++n) {
-    std::string bytes = RandomRequest(random).SerializeAsString();
+    std::string bytes = RandomText(random, GetParam());
     for (size_t m = 1 + random() % 4; m > 0 && !bytes.empty(); --m) {
       const size_t at = random() % bytes.size();
       switch (random() % 5) {
@@ -169,20 +222,22 @@ TEST(AttendReaderTest, RandomMutationsAreAsTheGeneratedClassHasThem) {
           bytes += bytes.substr(at, random() % 30);
       }
     }
-    ASSERT_EQ(DifferenceFromGenerated(bytes, RandomCuts(random, bytes.size())), "") << Hex(bytes);
-    taken += ReadError(bytes).empty() ? 1 : 0;
+    ASSERT_EQ(DifferenceFromGenerated(GetParam(), bytes, RandomCuts(random, bytes.size())), "")
+        << Hex(bytes);
+    taken += ReadError(GetParam(), bytes).empty() ? 1 : 0;
   }
   EXPECT_GT(taken, kRuns / 20);
   EXPECT_LT(taken, kRuns * 19 / 20);
 }
 
-TEST(AttendReaderTest, RandomBytesAreAsTheGeneratedClassHasThem) {
+TEST_P(AttendReaderTest, RandomBytesAreAsTheGeneratedClassHasThem) {
   Random random(6);
   for (int n = 0; n < 30000; ++n) {
     std::string bytes(random() % 24, '\0');
     // Small values, mostly: tags and lengths that mean something.
     for (char& byte : bytes) byte = static_cast<char>(random() & (random() % 4 == 0 ? 0xff : 0x7f));
-    ASSERT_EQ(DifferenceFromGenerated(bytes, RandomCuts(random, bytes.size())), "") << Hex(bytes);
+    ASSERT_EQ(DifferenceFromGenerated(GetParam(), bytes, RandomCuts(random, bytes.size())), "")
+        << Hex(bytes);
   }
 }
 
@@ -242,35 +297,69 @@ std::vector<Hostile> HostileMessages() {
   };
 }
 
-TEST(AttendReaderTest, HostileMessages) {
+// As a backward request's forward one. Groups there may be one less deep.
+std::string AsForward(const std::string& bytes) {
+  std::string size;
+  for (size_t left = bytes.size(); true; left >>= 7) {
+    size.push_back(static_cast<char>(left < 0x80 ? left : (left & 0x7f) | 0x80));
+    if (left < 0x80) break;
+  }
+  return absl::StrCat("\x0a", size, bytes);
+}
+
+TEST(AttendReaderHostileTest, HostileMessages) {
   for (const Hostile& hostile : HostileMessages()) {
-    const std::string error = ReadError(hostile.bytes);
+    const std::string error = ReadError(Direction::kForward, hostile.bytes);
     EXPECT_EQ(error.empty(), hostile.taken) << hostile.name << ": " << error;
-    EXPECT_EQ(DifferenceFromGenerated(hostile.bytes, {}), "") << hostile.name;
+    const std::string nested = AsForward(hostile.bytes);
+    EXPECT_EQ(DifferenceFromGenerated(Direction::kBackward, hostile.bytes, {}), "") << hostile.name;
+    EXPECT_EQ(DifferenceFromGenerated(Direction::kBackward, nested, {}), "") << hostile.name;
+    if (hostile.name != "GroupsHundredDeep") {
+      EXPECT_EQ(ReadError(Direction::kBackward, nested).empty(), hostile.taken) << hostile.name;
+    }
+    EXPECT_EQ(DifferenceFromGenerated(Direction::kForward, hostile.bytes, {}), "") << hostile.name;
     if (hostile.bytes.size() < 1000) {
-      EXPECT_EQ(DifferenceFromGenerated(hostile.bytes, EveryByte(hostile.bytes.size())), "")
+      EXPECT_EQ(DifferenceFromGenerated(Direction::kForward, hostile.bytes,
+                                        EveryByte(hostile.bytes.size())),
+                "")
+          << hostile.name;
+      EXPECT_EQ(DifferenceFromGenerated(Direction::kBackward, nested, EveryByte(nested.size())), "")
           << hostile.name;
     }
   }
 }
 
 // A byte of a packed run becomes eight of memory: lists are bounded, not the message alone.
-TEST(AttendReaderTest, ListsAreBounded) {
+TEST(AttendReaderHostileTest, ListsAreBounded) {
+  const auto error = [](const v1::AttendRequest& request) {
+    v1::AttendBackwardRequest backward;
+    *backward.mutable_forward() = request;
+    const std::string forward = ReadError(Direction::kForward, request.SerializeAsString());
+    EXPECT_EQ(ReadError(Direction::kBackward, backward.SerializeAsString()).empty(),
+              forward.empty());
+    return forward;
+  };
   v1::AttendRequest request;
   for (int n = 0; n < 65537; ++n) request.add_q_lens(0);
-  EXPECT_EQ(ReadError(request.SerializeAsString()), "") << "validation says how many came";
+  EXPECT_EQ(error(request), "") << "validation says how many came";
   request.add_q_lens(0);
-  EXPECT_THAT(ReadError(request.SerializeAsString()), HasSubstr("q_lens has more than 65537"));
-  EXPECT_THAT(ReadError(Repeat(std::string("\x30\x00", 2), 65538)),
+  EXPECT_THAT(error(request), HasSubstr("q_lens has more than 65537"));
+  EXPECT_THAT(ReadError(Direction::kForward, Repeat(std::string("\x30\x00", 2), 65538)),
               HasSubstr("key_start has more than 65537 entries"));
   request.Clear();
   for (int n = 0; n < 33; ++n) request.mutable_k()->add_shape(1);
-  EXPECT_THAT(ReadError(request.SerializeAsString()), HasSubstr("k.shape has more than 32"));
+  EXPECT_THAT(error(request), HasSubstr("k.shape has more than 32"));
+  v1::AttendBackwardRequest backward;
+  for (int n = 0; n < 33; ++n) backward.mutable_d_o()->add_shape(1);
+  EXPECT_THAT(ReadError(Direction::kBackward, backward.SerializeAsString()),
+              HasSubstr("d_o.shape has more than 32"));
 }
 
-TEST(AttendReaderTest, ErrorsSayWhere) {
-  EXPECT_EQ(ReadError(std::string("\x18\x01\x26", 3)),
+TEST(AttendReaderHostileTest, ErrorsSayWhere) {
+  EXPECT_EQ(ReadError(Direction::kForward, std::string("\x18\x01\x26", 3)),
             "the message of 3 bytes is no flashbias.v1.AttendRequest: malformed at byte 3");
+  EXPECT_EQ(ReadError(Direction::kBackward, std::string("\x0a\x03\x18\x01\x26", 5)),
+            "the message of 5 bytes is no flashbias.v1.AttendBackwardRequest: malformed at byte 5");
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "flashbias/v1/attention.pb.h"
@@ -74,12 +75,28 @@ v1::AttendStreamRequest HeaderMessage() {
   return message;
 }
 
+v1::AttendBackwardStreamRequest BackwardHeaderMessage() {
+  v1::AttendBackwardStreamRequest message;
+  message.set_max_chunk_bytes(4096);
+  *message.mutable_header()->mutable_forward() = HeaderMessage().header();
+  message.mutable_header()->mutable_d_o()->add_shape(3);
+  return message;
+}
+
+const v1::AttendRequest& ForwardOf(const v1::AttendRequest& request) { return request; }
+const v1::AttendRequest& ForwardOf(const v1::AttendBackwardRequest& request) {
+  return request.forward();
+}
+
 // Ours reads what the generated class reads.
+template <typename Message>
 void ExpectSame(const std::string& bytes, std::mt19937* random) {
-  v1::AttendStreamRequest want;
+  constexpr bool kBackward = std::is_same_v<Message, v1::AttendBackwardStreamRequest>;
+  Message want;
   const bool want_ok = want.ParseFromString(bytes);
   const std::vector<grpc::Slice> slices = Sliced(bytes, random);
-  const absl::StatusOr<server::StreamMessage> got = server::ReadAttendStreamRequest(slices);
+  const absl::StatusOr<server::StreamMessage> got = server::ReadAttendStreamRequest(
+      kBackward ? Direction::kBackward : Direction::kForward, slices);
   ASSERT_EQ(got.ok(), want_ok) << got.status();
   if (!want_ok) return;
   EXPECT_EQ(got->max_chunk_bytes, want.max_chunk_bytes());
@@ -92,31 +109,43 @@ void ExpectSame(const std::string& bytes, std::mt19937* random) {
   }
   if (want.has_header()) {
     EXPECT_TRUE(got->header->data_follows);
-    EXPECT_EQ(got->header->mask, static_cast<int>(want.header().mask()));
-    EXPECT_EQ(got->header->q.present, want.header().has_q());
-    EXPECT_THAT(got->header->q.shape, testing::ElementsAreArray(want.header().q().shape()));
-    EXPECT_EQ(Text(slices, got->header->slopes.data), want.header().alibi().slopes().data());
+    const v1::AttendRequest& forward = ForwardOf(want.header());
+    EXPECT_EQ(got->header->mask, static_cast<int>(forward.mask()));
+    EXPECT_EQ(got->header->q.present, forward.has_q());
+    EXPECT_THAT(got->header->q.shape, testing::ElementsAreArray(forward.q().shape()));
+    EXPECT_EQ(Text(slices, got->header->slopes.data), forward.alibi().slopes().data());
+    ASSERT_EQ(got->header->backward.has_value(), kBackward);
+    if constexpr (kBackward) {
+      EXPECT_THAT(got->header->backward->d_o.shape,
+                  testing::ElementsAreArray(want.header().d_o().shape()));
+    }
   }
 }
 
-TEST(ChunkTest, MessagesAreReadAsTheGeneratedClassReadsThem) {
+// Whole, truncated and mutated. The last member of a oneof stays, the same one merges.
+template <typename Message>
+void ExpectSameMessages(const std::string& chunk, const std::string& header) {
   std::mt19937 random(1);
-  const std::string chunk = ChunkMessage().SerializeAsString();
-  const std::string header = HeaderMessage().SerializeAsString();
-  // The last member of a oneof stays, the same one merges.
   for (const std::string& bytes : {chunk, header, std::string(), chunk + header, header + chunk,
                                    chunk + chunk, header + header, chunk + header + chunk}) {
     for (size_t size = 0; size <= bytes.size(); ++size) {
-      ExpectSame(bytes.substr(0, size), &random);
+      ExpectSame<Message>(bytes.substr(0, size), &random);
     }
     for (int n = 0; n < 2000; ++n) {
       std::string mutated = bytes;
       for (size_t k = 0; !bytes.empty() && k < 1 + random() % 3; ++k) {
         mutated[random() % mutated.size()] = static_cast<char>(random());
       }
-      ExpectSame(mutated, &random);
+      ExpectSame<Message>(mutated, &random);
     }
   }
+}
+
+TEST(ChunkTest, MessagesAreReadAsTheGeneratedClassReadsThem) {
+  const std::string chunk = ChunkMessage().SerializeAsString();
+  ExpectSameMessages<v1::AttendStreamRequest>(chunk, HeaderMessage().SerializeAsString());
+  ExpectSameMessages<v1::AttendBackwardStreamRequest>(chunk,
+                                                      BackwardHeaderMessage().SerializeAsString());
 }
 
 TEST(ChunkCutterTest, CutsEveryByteOnceInOrder) {

@@ -8,6 +8,7 @@
 #ifndef FLASHBIAS_KERNELS_CUDA_HOPPER_BACKWARD_CONSUMER_CUH_
 #define FLASHBIAS_KERNELS_CUDA_HOPPER_BACKWARD_CONSUMER_CUH_
 
+#include "kernels/cuda/gradient_scale.cuh"
 #include "kernels/cuda/hopper/backward_layout.cuh"
 #include "kernels/cuda/hopper/backward_store.cuh"
 #include "kernels/cuda/hopper/softmax.cuh"
@@ -45,18 +46,15 @@ class BackwardConsumer {
   static constexpr int kScores = kTileRows / 2;  // a lane's
   static constexpr int kWeights = kScores / 2;   // a lane's, in pairs
   static constexpr int kOutputs = kHeadDim / 2;  // a lane's
-  // Columns of 8 after which the assembler may not move instructions, so that not all exponentials
-  // come in a row.
-#ifndef FB_STEP
-#define FB_STEP 8
-#endif
   static constexpr int kValueOutputs = L::kDkDv ? kOutputs : 4;
 
-  // Of the lane's columns in one query row, with the factors of dS and P.
+  // Of the lane's columns in one query row, with the factors of dS and P. Distances are less the
+  // reference's.
   struct SlopeSums {
+    float mass;                // sum_j P[i, j]
+    float probable_distances;  // sum_j P[i, j] |i - j|
     float differences;         // sum_j dS[i, j]
-    float distances;           // sum_j dS[i, j] |i - j|, less the reference's distance
-    float probable_distances;  // sum_j P[i, j] |i - j|, less the reference's distance
+    float distances;           // sum_j dS[i, j] |i - j|
   };
 
   // Tiles, by their first row, that are plain, on the left and needed: what all tiles of an item
@@ -89,7 +87,7 @@ class BackwardConsumer {
     for (int i = 0; i < kValueOutputs; ++i) value_gradient[i] = 0;
     Rows rows;
     rows.begin = item.begin + index_ * kTileRows;
-    rows.slopes[0] = rows.slopes[1] = {0, 0, 0};
+    rows.slopes[0] = rows.slopes[1] = {0, 0, 0, 0};
     if constexpr (!L::kDkDv) {
       const StayingRow* const all = L::Rows(shared_, item_.slot()) + index_ * kTileRows;
       rows.row0 = all[LaneRow()];
@@ -182,15 +180,21 @@ class BackwardConsumer {
     if constexpr (kSlopeGradient) StoreSlopeGradient(item, rows);
   }
 
-  // sum_ij dS[i, j] |i - j| of the item, always added up in the same order. A row's dS add up to
-  // zero but for the rounding of o in its delta. What they do add up to tells that error, which the
-  // row's mean distance would carry into the sum.
+  // sum_ij dS[i, j] |i - j| of the item, always added up in the same order.
   __device__ __forceinline__ void StoreSlopeGradient(const BackwardItem& item, const Rows& rows) {
     float sum = 0;
 #pragma unroll
-    for (const SlopeSums& row : rows.slopes) {
-      const float excess = QuadSum(row.differences);
-      sum += row.distances - excess * (row.probable_distances * item.value_factor);
+    for (int half = 0; half < 2; ++half) {
+      const SlopeSums& row = rows.slopes[half];
+      const float mass_factor = item.value_factor;
+      const float excess =
+          ExcessOfMass<Element>(QuadSum(row.mass) * mass_factor, QuadSum(row.differences));
+      sum += row.distances - excess * (row.probable_distances * mass_factor);
+      // Distances are less the reference's.
+      const int left = half == 0 ? rows.row0.left : rows.row1.left;
+      const int64_t position = rows.begin + LaneRow() + 8 * half + item.exact_diagonal;
+      const auto distance = static_cast<float>(llabs(position - left));
+      if (excess == 0) sum += row.differences * distance;
     }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
@@ -265,7 +269,7 @@ class BackwardConsumer {
     return is_whole ? TileKind::kPlain : TileKind::kMasked;
   }
 
-  // Scores and products of the tile.
+  // Scores and products of the tile, as two groups.
   __device__ __forceinline__ void StartProducts(float (&scores)[kScores],
                                                 float (&products)[kScores], int stage) {
     WgmmaFence();
@@ -315,7 +319,8 @@ class BackwardConsumer {
     }
   }
 
-  // From scores and products to the tile's weights, eight columns at a time.
+  // From scores to probabilities while the products are under way, then to the tile's weights. The
+  // assembler orders each half as it likes: fences between columns made everything a fifth slower.
   template <TileKind kKind>
   __device__ __forceinline__ void Weigh(const BackwardItem& item, const BackwardTile& tile,
                                         int first, bool on_right, int stage, Rows& rows,
@@ -342,7 +347,6 @@ class BackwardConsumer {
           if ((admitted[j / 2] & 1u << (2 * n + j % 2)) == 0) weight = 0;
         }
       }
-      if (n % FB_STEP == FB_STEP - 1) SchedulingFence();
     }
     WgmmaWait<0>();
     Pin(products);
@@ -364,7 +368,6 @@ class BackwardConsumer {
       }
       differences[2 * n] = PackPair<Element>(products[4 * n], products[4 * n + 1]);
       differences[2 * n + 1] = PackPair<Element>(products[4 * n + 2], products[4 * n + 3]);
-      if (n % FB_STEP == FB_STEP - 1) SchedulingFence();
     }
     if constexpr (kSlopeGradient) {
       AddToSlopeSums<kKind>(item, first, on_right, rows, scores, products);
@@ -507,6 +510,7 @@ class BackwardConsumer {
           distance = static_cast<float>(column > turn ? begin + column - row.right
                                                       : row.left - begin - column);
         }
+        sums.mass += probabilities[element];
         sums.differences += differences[element];
         sums.distances = fmaf(differences[element], distance, sums.distances);
         sums.probable_distances = fmaf(probabilities[element], distance, sums.probable_distances);

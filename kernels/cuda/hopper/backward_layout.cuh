@@ -36,6 +36,7 @@ struct BackwardItem {
   int window_diagonal;
   int causal;
   int head_dim;
+  int64_t exact_diagonal;
   int out_heads;          // of the results, whose rows are out_heads * head_dim elements apart
   float scale_log2;       // softmax_scale * log2(e)
   float slope_log2;       // kDq: of the item's head

@@ -126,6 +126,7 @@ class BackwardProducer {
     item->window_diagonal = s.window_diagonal;
     item->causal = s.causal;
     item->head_dim = s.head_dim;
+    item->exact_diagonal = s.exact_diagonal;
     item->scale_log2 = s.softmax_scale * kLog2E;
     constexpr int kProbabilityScale = kProbabilityScaleLog2<Element>;
     item->dp_factor = PowerOfTwo(gradient_scale - kProbabilityScale);

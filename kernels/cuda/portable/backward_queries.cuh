@@ -186,6 +186,7 @@ class QueryItemRun {
         ds_sums[i] = QuadSum(ds_sums[i]);
         p_sums[i] = QuadSum(p_sums[i]);
         excess_[i] += ds_sums[i];
+        mass_[i] += p_sums[i];
       }
       AddFactorGradient<T>(KeyFactor(forward_), head_, first_key, ds, ds_sums, ds_inverse_,
                            shared_.slice, FactorGradientOfRows(), [&](int column) {
@@ -258,6 +259,7 @@ class QueryItemRun {
           if constexpr (kKind == QueryKind::kSlopeGradient) {
             // Finite even of a row that admits no key.
             const float d = distance(i, column);
+            mass_[i] += weight;
             excess_[i] += value;
             distances_[i] = fmaf(value, d, distances_[i]);
             probable_distances_[i] = fmaf(weight, d, probable_distances_[i]);
@@ -313,7 +315,14 @@ class QueryItemRun {
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sum += distances_[i] - QuadSum(excess_[i]) * probable_distances_[i];
+      const float excess = ExcessOfMass<T>(QuadSum(mass_[i]), QuadSum(excess_[i]));
+      sum += distances_[i] - excess * probable_distances_[i];
+      // Distances are less the reference's.
+      const int row = first_row_ + FragmentRow(i);
+      const int reference =
+          ReferenceKey(rows_[i].keys, row + forward_.diagonal, forward_.slopes[head_]);
+      const auto distance = static_cast<float>(llabs(row + forward_.exact_diagonal - reference));
+      if (excess == 0) sum += excess_[i] * distance;
     }
     // Lanes, then warps, always in this order.
 #pragma unroll
@@ -326,11 +335,11 @@ class QueryItemRun {
         ((sums[0] + sums[1]) + (sums[2] + sums[3])) * ds_inverse_;
   }
 
-  // A row's dS sum to 0 but for the rounding of o in delta, and of dS: what they do sum to, its
-  // keys have as P says.
+  // What dS add up to by rounding, of o in delta and of dS, the row's keys have as P says.
   __device__ void RemoveExcess() const {
     if (sequence_.dphi_q == nullptr) return;
-    const float factors[2] = {-excess_[0] * ds_inverse_, -excess_[1] * ds_inverse_};
+    const float factors[2] = {-ExcessOfMass<T>(mass_[0], excess_[0]) * ds_inverse_,
+                              -ExcessOfMass<T>(mass_[1], excess_[1]) * ds_inverse_};
     AddTimesFactorSums(factors, forward_.rank, shared_.probable_factors, FactorGradientOfRows());
   }
 
@@ -346,9 +355,9 @@ class QueryItemRun {
   float ds_factor_;  // what dS is multiplied by
   float ds_inverse_;
   float minus_slope_log2_;
-  // Of each row; kSlopeGradient: this lane's shares. A row's dS sum to 0 but for the rounding of o
-  // in delta, which is an error of P times the excess: sums of dS are taken back as much of P's.
-  // Distances are less that of the row's reference: large positions would blur them.
+  // Of each row; kSlopeGradient: this lane's shares. Distances are less that of the row's
+  // reference: large positions would blur them.
+  float mass_[2] = {};                // sum_j P
   float excess_[2] = {};              // sum_j dS
   float distances_[2] = {};           // sum_j dS |i - j|
   float probable_distances_[2] = {};  // sum_j P |i - j|
