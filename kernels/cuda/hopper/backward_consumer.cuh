@@ -103,7 +103,7 @@ class BackwardConsumer {
       const int stage = tile_.slot();
       MbarrierWait(L::TileFull(base_, stage), tile_.parity());
       const BackwardTile& tile = *L::Tile(shared_, stage);
-      const int first = __shfl_sync(~0u, tile.first, 0);
+      const int first = FirstRowOf(tile);
       if (first == kEndOfItem) break;
       bool on_right = false;
       TileKind kind = TileKind::kPlain;
@@ -161,8 +161,7 @@ class BackwardConsumer {
     Release(tile_.slot());
     tile_.Advance();
     Store(item, rows, score_gradient, value_gradient);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) MbarrierArrive(L::ItemEmpty(base_, item_.slot()));
+    MbarrierArrive(L::ItemEmpty(base_, item_.slot()));
   }
 
   __device__ __forceinline__ void Store(const BackwardItem& item, const Rows& rows,
@@ -211,9 +210,17 @@ class BackwardConsumer {
     NamedBarrierSync(kSumsBarrier, L::kConsumers * kWarpgroupThreads);
   }
 
+  // The same in all lanes, and the compiler knows it. kDq: nothing else of the tile is read by any
+  // lane, so that one may release it for all.
+  __device__ __forceinline__ static int FirstRowOf(const BackwardTile& tile) {
+    int first = 0;
+    if (L::kDkDv || threadIdx.x % 32 == 0) first = tile.first;
+    return __shfl_sync(~0u, first, 0);
+  }
+
   __device__ void Release(int stage) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) MbarrierArrive(L::TileEmpty(base_, stage));
+    if constexpr (!L::kDkDv) __syncwarp();
+    if (L::kDkDv || threadIdx.x % 32 == 0) MbarrierArrive(L::TileEmpty(base_, stage));
   }
 
   __device__ __forceinline__ PlainTiles FindPlainTiles(const BackwardItem& item,

@@ -12,15 +12,19 @@ namespace flashbias::cuda::hopper {
 
 template <typename L>
 __device__ void InitBackwardBarriers(uint32_t base) {
+  // Lanes that have read or written shared memory arrive themselves; what only tensor cores read, a
+  // warp's first lane releases.
+  constexpr int kWriter = L::kDkDv ? 32 : 0;
+  constexpr int kConsumerThreads = L::kConsumers * kWarpgroupThreads;
   for (int stage = 0; stage < L::kStages; ++stage) {
     MbarrierInit(L::StatsFull(base, stage), 1);
-    MbarrierInit(L::TileFull(base, stage), L::kDkDv ? 2 : 1);
-    MbarrierInit(L::TileEmpty(base, stage), 4 * L::kConsumers);
+    MbarrierInit(L::TileFull(base, stage), 1 + kWriter);
+    MbarrierInit(L::TileEmpty(base, stage), L::kDkDv ? kConsumerThreads : kConsumerThreads / 32);
   }
   for (int buffer = 0; buffer < L::kBuffers; ++buffer) {
     // The loads' expectation, and the description.
-    MbarrierInit(L::ItemFull(base, buffer), 2);
-    MbarrierInit(L::ItemEmpty(base, buffer), 4 * L::kConsumers + (L::kDkDv ? 1 : 0));
+    MbarrierInit(L::ItemFull(base, buffer), 1 + 32);
+    MbarrierInit(L::ItemEmpty(base, buffer), kConsumerThreads + kWriter);
   }
   MbarrierInitFence();
 }

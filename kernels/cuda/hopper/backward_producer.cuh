@@ -42,8 +42,10 @@ class BackwardProducer {
     MbarrierWait(L::ItemEmpty(base_, item_.slot()), item_.parity() ^ 1);
     if (lane_ == 0) {
       L::Item(shared_, item_.slot())->sequence = -1;
-      MbarrierArrive(L::ItemFull(base_, item_.slot()));
       MbarrierArrive(L::ItemFull(base_, item_.slot()));  // instead of the loads' expectation
+    }
+    MbarrierArrive(L::ItemFull(base_, item_.slot()));
+    if (lane_ == 0) {
       // This launch must not end before the one before it.
       if constexpr (!L::kDkDv) WaitForPreviousLaunch();
       // The last block to leave makes the counters ready for the next launch.
@@ -82,8 +84,8 @@ class BackwardProducer {
       const float slope = s.slopes != nullptr ? s.slopes[work.head] : 0.0f;
       PrepareRows(work, sequence, slope, gradient_scale);
     }
+    MbarrierArrive(L::ItemFull(base_, item_.slot()));
     __syncwarp();
-    if (lane_ == 0) MbarrierArrive(L::ItemFull(base_, item_.slot()));
     if constexpr (L::kDkDv) {
       for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         LoadQueryTiles(work, sequence, head, maps);
@@ -241,7 +243,6 @@ class BackwardProducer {
     int last = s.causal != 0 ? min(s.kv_len - 1, last_row + s.diagonal) : s.kv_len - 1;
     KeyLimits widest{kNoLimit, -kNoLimit};
     const BackwardItem& item = *L::Item(shared_, item_.slot());
-    __syncwarp();
     for (int consumer = 0; consumer < L::kConsumers; ++consumer) {
       widest.left = min(widest.left, item.limits[consumer].left);
       widest.right = max(widest.right, item.limits[consumer].right);
@@ -314,8 +315,7 @@ class ShiftWriter {
       if (item.sequence < 0) break;
       while (WriteTile(item)) {
       }
-      __syncwarp();
-      if (lane_ == 0) MbarrierArrive(L::ItemEmpty(base_, item_.slot()));
+      MbarrierArrive(L::ItemEmpty(base_, item_.slot()));
       item_.Advance();
     }
   }
@@ -341,8 +341,7 @@ class ShiftWriter {
         L::RightShifts(shared_, stage)[lane_] = make_float2(shifts0.y, shifts1.y);
       }
     }
-    __syncwarp();
-    if (lane_ == 0) MbarrierArrive(L::TileFull(base_, stage));
+    MbarrierArrive(L::TileFull(base_, stage));
     tile_.Advance();
     return !is_end;
   }
