@@ -104,4 +104,28 @@ void PointAt(TensorSet tensor, void* data, AttentionProblem* problem) {
   }
 }
 
+void* OutputOf(const AttentionProblem& problem, TensorSet tensor) {
+  const Gradients& gradients = problem.gradients;
+  switch (tensor) {
+    case kTensorO:
+      return problem.o;
+    case kTensorLse:
+      return problem.lse;
+    case kTensorDQ:
+      return gradients.dq;
+    case kTensorDK:
+      return gradients.dk;
+    case kTensorDV:
+      return gradients.dv;
+    case kTensorDSlopes:
+      return gradients.dslopes;
+    case kTensorDPhiQ:
+      return gradients.dphi_q;
+    case kTensorDPhiK:
+      return gradients.dphi_k;
+    default:
+      return nullptr;
+  }
+}
+
 }  // namespace flashbias

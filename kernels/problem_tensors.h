@@ -31,6 +31,9 @@ ProblemTensors TensorsOf(const AttentionProblem& problem);
 // Makes the problem's pointer to one tensor point at `data`.
 void PointAt(TensorSet tensor, void* data, AttentionProblem* problem);
 
+// Where the problem's pointer to one output points; null: to none.
+void* OutputOf(const AttentionProblem& problem, TensorSet tensor);
+
 }  // namespace flashbias
 
 #endif  // FLASHBIAS_KERNELS_PROBLEM_TENSORS_H_

@@ -45,11 +45,6 @@ struct AttendTensors {
   int64_t bytes() const;
 };
 
-// Makes the problem's pointer to one tensor point at `data`.
-void PointAt(TensorSet tensor, void* data, AttentionProblem* problem);
-// Where that of an output points.
-void* OutputOf(const AttentionProblem& problem, TensorSet tensor);
-
 }  // namespace flashbias::server
 
 #endif  // FLASHBIAS_SERVER_ATTEND_TENSORS_H_

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/problem_tensors.h"
 #include "server/attend_reader.h"
 #include "server/attend_tensors.h"
 #include "wire/contract.h"

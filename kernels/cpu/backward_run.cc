@@ -256,6 +256,20 @@ class BackwardBatch {
 
 }  // namespace
 
+double BackwardScratchBytes(const AttentionProblem& problem) {
+  const double heads = problem.num_q_heads;
+  const auto total_q = static_cast<double>(problem.total_q);
+  double bytes = total_q * heads * sizeof(QueryRow);
+  if (problem.bias_kind != BiasKind::kLowRank) return bytes;
+  const LowRankBias& bias = problem.low_rank;
+  const double of_row = heads * bias.rank * sizeof(float);
+  if (problem.gradients.dphi_q != nullptr && bias.phi_q_heads < heads) bytes += total_q * of_row;
+  if (problem.gradients.dphi_k != nullptr && bias.phi_k_heads < heads) {
+    bytes += static_cast<double>(problem.total_kv) * of_row;
+  }
+  return bytes;
+}
+
 void RunBackward(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
                  absl::Span<BackwardWorkspace> workspaces, ForEachItem for_each) {
   BackwardBatch(problems, stats, workspaces, for_each).Run();

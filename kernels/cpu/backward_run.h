@@ -12,6 +12,10 @@
 
 namespace flashbias::cpu {
 
+// Scratch memory that RunBackward takes for a problem beside its workspaces, in bytes: some per
+// query row and head, and where heads share a factor what each of them contributes to its gradient.
+double BackwardScratchBytes(const AttentionProblem& problem);
+
 // Calls work(item, worker) for every item below `count` and returns when all are done; no two calls
 // with the same worker overlap.
 using ForEachItem =

@@ -13,6 +13,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -29,6 +30,7 @@ namespace flashbias {
 namespace {
 
 using cpu::AttentionTask;
+using cpu::BackwardScratchBytes;
 using cpu::BackwardWorkspace;
 using cpu::PackedSequence;
 using cpu::TaskStats;
@@ -38,6 +40,10 @@ constexpr int kMaxThreads = 1024;
 // Packed memory that is filled and computed at a time, unless one head alone needs more: large
 // enough for all threads to have work, small enough to stay near the cores. 64 MiB.
 constexpr int64_t kPackedFloats = int64_t{16} << 20;
+
+constexpr double kGiB = 1 << 30;
+// Of one backward problem.
+constexpr double kMaxScratchBytes = 4 * kGiB;
 
 bool MaySkip(const AttentionProblem& problem) {
   return problem.bias_kind == BiasKind::kAlibi && problem.eps > 0;
@@ -89,6 +95,17 @@ class CpuBackend final : public AttentionBackend {
 
   const BackendInfo& info() const override { return info_; }
   HostAllocator& host_allocator() override { return *host_allocator_; }
+
+  absl::Status Admit(const AttentionProblem& problem) const override {
+    if (problem.direction != Direction::kBackward) return absl::OkStatus();
+    const double scratch = BackwardScratchBytes(problem);
+    if (scratch <= kMaxScratchBytes) return absl::OkStatus();
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "gradients of %d rows of queries, %d of keys and %d heads take %.1f GiB of scratch memory; "
+        "accepted: up to %.0f GiB (factors that heads share take the most)",
+        problem.total_q, problem.total_kv, problem.num_q_heads, scratch / kGiB,
+        kMaxScratchBytes / kGiB));
+  }
 
   void Run(absl::Span<const AttentionProblem> problems, absl::Span<ProblemStats> stats,
            Done done) override {

@@ -22,8 +22,10 @@ namespace flashbias::cuda {
 // Query rows that share a KeyLimits.
 inline constexpr int kLimitRows = 64;
 
-// Rows from one head to the next in BackwardSequence::rows: every item's rows are there.
-constexpr int64_t BackwardRowStride(int64_t q_len) { return (q_len + 255) / 256 * 256; }
+// Rows from one head to the next in BackwardSequence::rows: whole tiles.
+constexpr int64_t BackwardRowStride(int64_t q_len) {
+  return (q_len + kLimitRows - 1) / kLimitRows * kLimitRows;
+}
 
 // Of one query row of one head. With c = softmax_scale log2(e), s = slope log2(e) and the row's
 // reference key (its admitted key with the largest bias: the nearest, or for a negative slope the
@@ -60,8 +62,8 @@ struct BackwardSequence {
   // at or before q + diagonal - reach[0], nor at or after q + diagonal + reach[1]. [num_q_heads,
   // 2], non-negative; null where limits is. Zero before the rows pass.
   int32_t* reach;
-  // The largest |d_o| over the query heads of each key/value head, and the largest |v|: bits of
-  // non-negative floats, which order as integers. [num_kv_heads, 2]; zero before the rows pass,
+  // The largest |d_o| over the query heads of each key/value head, and the largest |v| or |o|: bits
+  // of non-negative floats, which order as integers. [num_kv_heads, 2]; zero before the rows pass,
   // NaN as infinity. fp16 only; null for bf16.
   uint32_t* magnitudes;
   // Of each q item, n-th of its head: sum_ij dS[i, j] |i - j| over its rows, to be added up in

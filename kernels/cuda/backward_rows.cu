@@ -190,6 +190,7 @@ __device__ void QueryRows(const BackwardParams& params, const BackwardSequence& 
   const bool aligned = s.head_dim % 8 == 0 && IsAligned(sequence.o, 16);
   const bool bounded = sequence.limits != nullptr;
   float largest = 0;  // |d_o|^2
+  float largest_o = 0;
 
   // All loads before anything is done with them.
   const int warp_row = tile * kLimitRows + warp * kRowsPerWarp;
@@ -224,6 +225,8 @@ __device__ void QueryRows(const BackwardParams& params, const BackwardSequence& 
     const float delta = SumOfLanes(Dot<T>(o, d_o), lanes);
     const float d_o_square = SumOfLanes(Dot<T>(d_o, d_o), lanes);
     largest = fmaxf(largest, d_o_square <= FLT_MAX ? d_o_square : INFINITY);
+    const float o_square = SumOfLanes(Dot<T>(o, o), lanes);
+    largest_o = fmaxf(largest_o, o_square <= FLT_MAX ? o_square : INFINITY);
     const float q_square = bounded ? SumOfLanes(Dot<T>(q, q), lanes) : 0.0f;
 
     const portable::KeyRange keys = portable::AdmittedKeys(s, row, row);
@@ -250,6 +253,7 @@ __device__ void QueryRows(const BackwardParams& params, const BackwardSequence& 
   }
   if (sequence.magnitudes != nullptr && lane % lanes == 0 && head_in_slice < heads) {
     RaiseMagnitude(&sequence.magnitudes[2 * (head / group)], largest);
+    RaiseMagnitude(&sequence.magnitudes[2 * (head / group) + 1], largest_o);
   }
   __syncthreads();
 
@@ -270,8 +274,8 @@ __device__ void QueryRows(const BackwardParams& params, const BackwardSequence& 
       int32_t* const reach = sequence.reach + 2 * (first_head + n);
       const int64_t left = int64_t{last_row} + s.diagonal - limits.left;
       const int64_t right = limits.right - (int64_t{first_row} + s.diagonal);
-      atomicMax(&reach[0], static_cast<int>(min(max(left, int64_t{0}), int64_t{kNowhere})));
-      atomicMax(&reach[1], static_cast<int>(min(max(right, int64_t{0}), int64_t{kNowhere})));
+      atomicMax(&reach[0], static_cast<int>(min(max(left, int64_t{0}), int64_t{INT32_MAX})));
+      atomicMax(&reach[1], static_cast<int>(min(max(right, int64_t{0}), int64_t{INT32_MAX})));
     }
     CountTiles(s, first_row, last_row, limits, &params.tile_counts[s.problem]);
   }

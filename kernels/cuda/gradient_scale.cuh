@@ -2,7 +2,7 @@
 //
 // dS is as small as the loss scale and a row's many keys make it. With
 //
-//   |dS[i, j]| <= 2 max|d_o| max|v|
+//   |dS[i, j]| <= 2 max|d_o| max(|v|, |o|)
 //
 // it is multiplied by a power of two that takes this bound to about 2^14, and the gradients are
 // divided by it at the end: exact, and the gradients' relative error depends neither on the scale
@@ -26,9 +26,9 @@ inline constexpr int kProbabilityScaleLog2 = std::is_same_v<Element, __half> ? 1
 __device__ inline int GradientScaleLog2(const uint32_t* magnitudes, int kv_head) {
   if (magnitudes == nullptr) return 0;
   const float d_o = __uint_as_float(__ldcg(magnitudes + 2 * kv_head));
-  const float v = __uint_as_float(__ldcg(magnitudes + 2 * kv_head + 1));
+  const float v_or_o = __uint_as_float(__ldcg(magnitudes + 2 * kv_head + 1));
   // fp16's norms are between 2^-24 and 2^20, or zero, or infinite.
-  const float bound = 2 * d_o * v;
+  const float bound = 2 * d_o * v_or_o;
   if (!(bound > 0) || !(bound < INFINITY)) return 0;
   const int exponent = static_cast<int>(__float_as_uint(bound) >> 23) - 127;  // of a normal number
   return 13 - exponent;

@@ -51,8 +51,11 @@ class Head {
                    slope_ * distance;
     if (p_.bias_kind == BiasKind::kLowRank) {
       const LowRankBias& bias = p_.low_rank;
-      const int64_t phi_k = (s_.kv_begin + key) * bias.phi_k_heads + head_;
-      logit += Dot(bias.dtype, bias.phi_q, QRow(row), bias.phi_k, phi_k, bias.rank);
+      const auto vector = [this](int64_t row_in_tensor, int heads) {
+        return row_in_tensor * heads + (heads == 1 ? 0 : head_);
+      };
+      logit += Dot(bias.dtype, bias.phi_q, vector(s_.q_begin + row, bias.phi_q_heads), bias.phi_k,
+                   vector(s_.kv_begin + key, bias.phi_k_heads), bias.rank);
     }
     const double p = std::exp(logit - static_cast<double>(p_.lse[QRow(row)]));
     const void* const d_o = p_.gradients.d_o;

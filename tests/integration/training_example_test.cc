@@ -68,6 +68,7 @@ TEST_F(TrainingExampleTest, LossesAreThoseOfLocalAttention) {
   const std::string output = Train({absl::StrCat("--target=", server_->tcp_target()), "--compare",
                                     "--steps=3", "--seq_len=32", absl::StrCat("--heads=", kHeads)});
   EXPECT_THAT(output, HasSubstr("largest difference"));
+  EXPECT_THAT(output, HasSubstr("accepted with float32"));
   EXPECT_EQ(Losses(output).size(), 3u) << output;
 }
 

@@ -68,6 +68,25 @@ TEST(BackendFactory, InfoNamesWhatIsServed) {
   EXPECT_GE(backend->info().max_concurrent_runs, 1);
 }
 
+TEST(CpuBackend, RefusesGradientsThatTakeTooMuchScratchMemory) {
+  const std::unique_ptr<AttentionBackend> backend = NewCpuBackend(1);
+  float gradient = 0;
+  AttentionProblem problem;
+  problem.direction = Direction::kBackward;
+  problem.num_q_heads = problem.num_kv_heads = 1000;
+  problem.head_dim = 1;
+  problem.total_q = problem.total_kv = 100'000;
+  problem.bias_kind = BiasKind::kLowRank;
+  problem.low_rank.rank = kMaxRank;
+  problem.low_rank.phi_q_heads = problem.low_rank.phi_k_heads = 1;
+  problem.gradients.dphi_q = problem.gradients.dphi_k = &gradient;
+  const absl::Status status = backend->Admit(problem);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("100000 rows of queries"));
+  problem.gradients.dphi_q = problem.gradients.dphi_k = nullptr;
+  EXPECT_TRUE(backend->Admit(problem).ok());
+}
+
 TEST(CpuThreads, TheirNumberNeverChangesAnAnswer) {
   const std::unique_ptr<AttentionBackend> one = NewCpuBackend(1);
   const std::unique_ptr<AttentionBackend> two = NewCpuBackend(2);

@@ -32,14 +32,14 @@ TEST_F(InstructionSetsTest, AllMatchTheReference) {
     Choose(target);
     const auto backend = NewCpuBackend(2);
     SCOPED_TRACE(backend->info().devices.front());
-    for (uint64_t seed = 1000; seed < 1060; ++seed) {
+    for (uint64_t seed = 1000; seed < (support::kSlowBuild ? 1020 : 1060); ++seed) {
       const support::AttentionCase c = support::RandomCase(seed);
       support::OwnedProblem owned = support::Materialise(c);
       ASSERT_TRUE(support::RunAndWait(*backend, owned).ok());
       EXPECT_TRUE(support::MatchesReference(owned, 0, support::kDefaultBudget / 20))
           << support::Describe(c);
     }
-    for (uint64_t seed = 1000; seed < 1030; ++seed) {
+    for (uint64_t seed = 1000; seed < (support::kSlowBuild ? 1010 : 1030); ++seed) {
       support::AttentionCase c = support::RandomCase(seed);
       c.direction = Direction::kBackward;
       support::OwnedProblem owned = support::Materialise(c);

@@ -51,8 +51,10 @@ __global__ void __launch_bounds__(BackwardLayout<kHeadDim, kPass>::kThreads, 1)
   }
 }
 
+// `overlaps`: blocks may start when those of the launch before have no more to do.
 template <typename Element, int kHeadDim, BackwardPass kPass, bool kSlopeGradient>
-cudaError_t LaunchPass(const BackwardParams& params, int num_sms, cudaStream_t stream) {
+cudaError_t LaunchPass(const BackwardParams& params, bool overlaps, int num_sms,
+                       cudaStream_t stream) {
   using L = BackwardLayout<kHeadDim, kPass>;
   const int num_items = L::kDkDv ? params.num_kv_items : params.num_q_items;
   if (num_items == 0) return cudaSuccess;
@@ -73,7 +75,6 @@ cudaError_t LaunchPass(const BackwardParams& params, int num_sms, cudaStream_t s
     if (error != cudaSuccess) return error;
     configured.fetch_or(bit, std::memory_order_release);
   }
-  // Blocks of this launch may start when those of the one before have no more to do.
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -83,7 +84,7 @@ cudaError_t LaunchPass(const BackwardParams& params, int num_sms, cudaStream_t s
   config.dynamicSmemBytes = L::kSharedBytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = overlaps ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
@@ -91,11 +92,14 @@ template <typename Element, int kHeadDim>
 cudaError_t LaunchPasses(const BackwardParams& params, bool wants_dslopes, int num_sms,
                          cudaStream_t stream) {
   const cudaError_t error =
-      LaunchPass<Element, kHeadDim, BackwardPass::kDkDv, false>(params, num_sms, stream);
+      LaunchPass<Element, kHeadDim, BackwardPass::kDkDv, false>(params, true, num_sms, stream);
   if (error != cudaSuccess) return error;
+  // dq does not wait for the rows: that dk, dv has begun tells that they are there.
+  const bool overlaps = params.num_kv_items > 0;
+  constexpr BackwardPass kDq = BackwardPass::kDq;
   return wants_dslopes
-             ? LaunchPass<Element, kHeadDim, BackwardPass::kDq, true>(params, num_sms, stream)
-             : LaunchPass<Element, kHeadDim, BackwardPass::kDq, false>(params, num_sms, stream);
+             ? LaunchPass<Element, kHeadDim, kDq, true>(params, overlaps, num_sms, stream)
+             : LaunchPass<Element, kHeadDim, kDq, false>(params, overlaps, num_sms, stream);
 }
 
 }  // namespace flashbias::cuda::hopper

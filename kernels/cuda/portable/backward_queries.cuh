@@ -101,7 +101,7 @@ class QueryItemRun {
     const KeyLimits limits = sequence_.limits[head_ * tiles + first_row_ / kLimitRows];
     // A tile is left out only as a whole.
     if (limits.left >= keys.last || limits.right <= keys.first) return {1, 0};
-    keys.first = max(keys.first, limits.left == INT32_MIN ? 0 : limits.left + 1);
+    keys.first = max(keys.first, limits.left + 1);
     keys.last = min(keys.last, limits.right - 1);
     return keys;
   }
@@ -353,7 +353,7 @@ class QueryItemRun {
   PlainTiles plain_;
   float scale_;      // softmax_scale * log2(e)
   float ds_factor_;  // what dS is multiplied by
-  float ds_inverse_;
+  float ds_inverse_ = 1.0f;
   float minus_slope_log2_;
   // Of each row; kSlopeGradient: this lane's shares. Distances are less that of the row's
   // reference: large positions would blur them.
@@ -361,7 +361,7 @@ class QueryItemRun {
   float excess_[2] = {};              // sum_j dS
   float distances_[2] = {};           // sum_j dS |i - j|
   float probable_distances_[2] = {};  // sum_j P |i - j|
-  Row rows_[2];
+  Row rows_[2] = {};                  // as it stays where the item sees no key
   RowOperand<kHeadDim, true> q_;
   RowOperand<kHeadDim, true> d_o_;
   float dq_[kHeadDim / 8][4];
