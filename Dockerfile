@@ -38,4 +38,7 @@ USER flashbias
 EXPOSE 8471 8472
 # SIGTERM drains: what was accepted is answered.
 STOPSIGNAL SIGTERM
+# With the default address; the check itself gives up after 5 s.
+HEALTHCHECK --interval=10s --timeout=7s --start-period=10s \
+  CMD ["flashbias-server", "--health_check"]
 ENTRYPOINT ["flashbias-server"]

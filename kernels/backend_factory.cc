@@ -22,6 +22,7 @@ using Backends = std::vector<std::unique_ptr<AttentionBackend>>;
 #ifdef FLASHBIAS_WITH_CUDA
 
 constexpr const char* kKinds = "'auto', 'cuda' and 'cpu'";
+constexpr bool kWithCuda = true;
 
 bool CudaIsThere() { return !cuda::UsableDevices().empty(); }
 
@@ -56,11 +57,12 @@ absl::StatusOr<Backends> CreateCuda(const BackendOptions& options) {
 #else
 
 constexpr const char* kKinds = "'auto' and 'cpu'";
+constexpr bool kWithCuda = false;
 
 bool CudaIsThere() { return false; }
 
 absl::StatusOr<Backends> CreateCuda(const BackendOptions& /*options*/) {
-  return absl::InvalidArgumentError(absl::StrCat("backend is 'cuda'; this build accepts ", kKinds));
+  return absl::UnimplementedError("this build has no CUDA");
 }
 
 #endif
@@ -73,18 +75,23 @@ absl::Status CheckAtLeast(const char* name, int64_t value, int64_t least) {
 
 }  // namespace
 
-absl::StatusOr<Backends> CreateBackends(const BackendOptions& options) {
+absl::Status Validate(const BackendOptions& options) {
   for (const absl::Status& status :
        {CheckAtLeast("device_memory_bytes", options.device_memory_bytes, 0),
         CheckAtLeast("pinned_memory_bytes", options.pinned_memory_bytes, kLeastPinnedBytes)}) {
     if (!status.ok()) return status;
   }
-  if (options.kind == "cuda" || (options.kind == "auto" && CudaIsThere())) {
-    return CreateCuda(options);
-  }
-  if (options.kind != "auto" && options.kind != "cpu") {
+  if (options.kind != "auto" && options.kind != "cpu" && !(kWithCuda && options.kind == "cuda")) {
     return absl::InvalidArgumentError(
         absl::StrCat("backend is '", options.kind, "'; this build accepts ", kKinds));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Backends> CreateBackends(const BackendOptions& options) {
+  if (absl::Status valid = Validate(options); !valid.ok()) return valid;
+  if (options.kind == "cuda" || (options.kind == "auto" && CudaIsThere())) {
+    return CreateCuda(options);
   }
   absl::StatusOr<std::unique_ptr<AttentionBackend>> cpu =
       CreateCpuBackend({.num_threads = options.cpu_threads});

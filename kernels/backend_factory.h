@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/attention_backend.h"
 
@@ -31,6 +32,10 @@ struct BackendOptions {
   // Taken as it is needed; what is idle for ten seconds goes back, down to 512 MiB.
   int64_t pinned_memory_bytes = int64_t{4} << 30;
 };
+
+// INVALID_ARGUMENT naming the field where one is wrong on every machine: a backend that this build
+// has not, memory out of range. What depends on the backend is checked when that is made.
+absl::Status Validate(const BackendOptions& options);
 
 // One backend for each device, at least one, all of the same kind: their names, dtypes and limits
 // are equal, and they share one host_allocator(), which lives as long as the last of them.

@@ -93,8 +93,33 @@ ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30),
 ABSL_FLAG(std::string, log_level, "info", "One of debug, info, warning, error.");
 ABSL_FLAG(std::string, log_format, "text", "text (key=value) or json (one object a line).");
 
+ABSL_FLAG(bool, health_check, false,
+          "Serve nothing: ask the server that runs on this host with the same flags whether it "
+          "serves. Exit code 0: it does; 1: it does not, see stderr.");
+ABSL_FLAG(bool, print_config, false,
+          "Serve nothing: check the flags and print them as a flag file has them.");
+
 namespace flashbias::server {
 namespace {
+
+absl::StatusOr<Action> RequestedAction() {
+  const bool health_check = absl::GetFlag(FLAGS_health_check);
+  const bool print_config = absl::GetFlag(FLAGS_print_config);
+  if (health_check && print_config) {
+    return absl::InvalidArgumentError(
+        "health_check and print_config are both true; accepted: one of them");
+  }
+  if (health_check) return Action::kHealthCheck;
+  return print_config ? Action::kPrintConfig : Action::kServe;
+}
+
+std::map<std::string, const absl::CommandLineFlag*> ServerFlags() {
+  std::map<std::string, const absl::CommandLineFlag*> sorted;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (IsServerFlagFile(flag->Filename())) sorted.emplace(std::string(name), flag);
+  }
+  return sorted;
+}
 
 absl::StatusOr<LogLevel> ParseLevel(const std::string& level) {
   if (level == "debug") return LogLevel::kDebug;
@@ -124,6 +149,9 @@ absl::StatusOr<SharedMemory> ParseSharedMemory(const std::string& mode) {
 
 absl::StatusOr<ProgramOptions> OptionsFromFlags() {
   ProgramOptions options;
+  const absl::StatusOr<Action> action = RequestedAction();
+  if (!action.ok()) return action.status();
+  options.action = *action;
   options.server.listen_address = absl::GetFlag(FLAGS_listen_address);
   options.server.listen_unix = absl::GetFlag(FLAGS_listen_unix);
   const absl::StatusOr<SharedMemory> shared = ParseSharedMemory(absl::GetFlag(FLAGS_shared_memory));
@@ -160,6 +188,8 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags() {
                      .cuda_slots = absl::GetFlag(FLAGS_cuda_slots),
                      .device_memory_bytes = absl::GetFlag(FLAGS_device_memory_bytes),
                      .pinned_memory_bytes = absl::GetFlag(FLAGS_pinned_memory_bytes)};
+  const absl::Status valid_backend = Validate(options.backend);
+  if (!valid_backend.ok()) return valid_backend;
   options.port_file = absl::GetFlag(FLAGS_port_file);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   if (options.drain_timeout < absl::ZeroDuration()) {
@@ -180,15 +210,20 @@ bool IsServerFlagFile(absl::string_view file) {
   return absl::EndsWith(file, __FILE__) || absl::EndsWith(__FILE__, file);
 }
 
-std::string HelpText() {
-  std::map<std::string, const absl::CommandLineFlag*> sorted;
-  for (const auto& [name, flag] : absl::GetAllFlags()) {
-    if (IsServerFlagFile(flag->Filename())) sorted.emplace(std::string(name), flag);
+std::string ConfigText() {
+  std::string text;
+  for (const auto& [name, flag] : ServerFlags()) {
+    if (name == "health_check" || name == "print_config") continue;
+    absl::StrAppend(&text, "--", name, "=", flag->CurrentValue(), "\n");
   }
+  return text;
+}
+
+std::string HelpText() {
   std::string text =
       "flashbias-server serves attention with ALiBi or low-rank bias over gRPC.\n"
       "Flags, as --flag=value; --flagfile=PATH reads them from a file, one a line:\n\n";
-  for (const auto& [name, flag] : sorted) {
+  for (const auto& [name, flag] : ServerFlags()) {
     absl::StrAppend(&text, "  --", name, " (default: ", flag->DefaultValue(), ")\n      ",
                     flag->Help(), "\n");
   }

@@ -15,7 +15,12 @@
 
 namespace flashbias::server {
 
+// What the program is asked to do with the options.
+enum class Action { kServe, kHealthCheck, kPrintConfig };
+
 struct ProgramOptions {
+  Action action = Action::kServe;
+
   ServerOptions server;
   BackendOptions backend;
   std::string port_file;  // empty: none
@@ -29,6 +34,10 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags();
 
 // Whether `file` defines flags of the server, as --help and its kin ask.
 bool IsServerFlagFile(absl::string_view file);
+
+// The flags of the server with the values they have, one `--name=value` a line, sorted, as
+// --flagfile takes them; without those that choose the action.
+std::string ConfigText();
 
 // Every flag of the server with its meaning and default, for --help.
 std::string HelpText();

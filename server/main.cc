@@ -14,13 +14,17 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "kernels/backend_factory.h"
 #include "server/flags.h"
+#include "server/health_check.h"
 #include "server/log.h"
 #include "server/program.h"
 
 namespace flashbias::server {
 namespace {
+
+constexpr absl::Duration kHealthCheckTimeout = absl::Seconds(5);
 
 // Messages come and go by the hundred megabytes; handing their pages back to the kernel each time
 // would cost a page fault for every 4 KiB of the next one.
@@ -32,11 +36,29 @@ void TuneMalloc() {
   // NOLINTEND(concurrency-mt-unsafe)
 }
 
+int ReportHealth(const ProgramOptions& options) {
+  const absl::StatusOr<std::string> target = HealthTarget(options);
+  const absl::Status health =
+      target.ok() ? CheckHealth(*target, kHealthCheckTimeout) : target.status();
+  if (health.ok()) return 0;
+  std::fprintf(stderr, "flashbias-server: %s\n", std::string(health.message()).c_str());
+  return 1;
+}
+
 int Run() {
   const absl::StatusOr<ProgramOptions> options = OptionsFromFlags();
   if (!options.ok()) {
     Log(LogLevel::kError, "bad flags", {{"error", std::string(options.status().message())}});
     return ExitCode(options.status());
+  }
+  switch (options->action) {
+    case Action::kServe:
+      break;
+    case Action::kHealthCheck:
+      return ReportHealth(*options);
+    case Action::kPrintConfig:
+      std::fputs(ConfigText().c_str(), stdout);
+      return std::fflush(stdout) == 0 ? 0 : 1;
   }
   InitLog(options->log_level, options->log_format);
   BlockSignals();

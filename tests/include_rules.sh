@@ -28,9 +28,9 @@ check_tree() {
   rule '' '^kernels/cuda/.*\.cuh?$' '\.cuh$' 'device code stays in .cu and .cuh files'
   rule '^server/' '' '^(kernels/[^/]*/|client/|tests/|hwy/|tbb/|oneapi/)' \
     'the server sees kernels/*.h only'
-  rule '^server/' '^server/(service|codec|attend_(call|reader|stream)|server|health|reflection)\.(h|cc)$' \
+  rule '^server/' '^server/(service|codec|attend_(call|reader|stream)|server|health|health_check|reflection)\.(h|cc)$' \
     "$wire|$wire_grpc" \
-    'gRPC and protobuf stay in service, codec, attend_* and what wires the gRPC server'
+    'gRPC and protobuf stay in service, codec, attend_*, health_check and what wires the gRPC server'
   rule '^wire/' '' '^(kernels/|server/|client/|tests/|prometheus/|hwy/|tbb/|oneapi/)|\.pb\.h$' \
     'wire/ knows the contract, no generated class and nobody who uses it' '^kernels/dtype\.h$'
   rule '^wire/(tensor_field|contract|copy_pool|chunk_cutter|region_protocol|unique_fd)\.(h|cc)$' '' "$wire|$wire_grpc" \
@@ -134,6 +134,7 @@ self_test() {
   expect fail server/scheduler.cc wire/gather.h
   expect pass server/attend_validation.cc wire/contract.h
   expect pass server/attend_stream.cc grpcpp/grpcpp.h
+  expect pass server/health_check.cc grpcpp/grpcpp.h
   expect fail server/stream_budget.h grpcpp/grpcpp.h
   expect fail server/attend_fields.h wire/chunk.h
   expect fail wire/chunk_cutter.h grpcpp/support/slice.h

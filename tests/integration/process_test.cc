@@ -1,5 +1,7 @@
 // The programs as they are deployed: flashbias-server with a flag file and signals, flashbias-call
 // on .npy files, flashbias-load with --verify.
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <csignal>
@@ -11,10 +13,12 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "client/attention_client.h"
 #include "gmock/gmock.h"
@@ -220,6 +224,131 @@ TEST_F(ProcessTest, HelpShowsTheFlags) {
   EXPECT_EQ(Run("flashbias-server", {"--help"}, &output), 0);
   EXPECT_THAT(output, HasSubstr("--max_queue_bytes"));
   EXPECT_THAT(output, HasSubstr("--listen_address"));
+}
+
+TEST_F(ProcessTest, VersionIsPrinted) {
+  std::string output;
+  EXPECT_EQ(Run("flashbias-server", {"--version"}, &output), 0);
+  EXPECT_THAT(output, HasSubstr("flashbias-server "));
+}
+
+TEST_F(ProcessTest, HealthCheckOfAServerThatServes) {
+  StartServer();
+  std::string output;
+  // With the server's own flags, and with its address alone.
+  EXPECT_EQ(Run("flashbias-server", {absl::StrCat("--flagfile=", Path("flags")), "--health_check"},
+                &output),
+            0);
+  EXPECT_EQ(output, "");
+  EXPECT_EQ(Run("flashbias-server",
+                {absl::StrCat("--listen_address=0.0.0.0:", port_), "--health_check"}, &output),
+            0);
+  EXPECT_EQ(output, "");
+}
+
+TEST_F(ProcessTest, HealthCheckOverTheUnixSocket) {
+  // In /tmp: the path of a socket may be 107 bytes long.
+  const std::string socket = absl::StrCat("/tmp/flashbias_health_", getpid());
+  StartServer(absl::StrCat("--listen_unix=", socket, "\n"));
+  std::string output;
+  EXPECT_EQ(Run("flashbias-server",
+                {"--listen_address=127.0.0.1:0", absl::StrCat("--listen_unix=", socket),
+                 "--health_check"},
+                &output),
+            0)
+      << output;
+}
+
+TEST_F(ProcessTest, HealthCheckOfNoServerSaysSoInOneLine) {
+  std::string output;
+  EXPECT_EQ(Run("flashbias-server", {"--listen_address=127.0.0.1:1", "--health_check"}, &output),
+            1);
+  EXPECT_THAT(output, HasSubstr("127.0.0.1:1: UNAVAILABLE"));
+  EXPECT_EQ(std::count(output.begin(), output.end(), '\n'), 1) << output;
+  EXPECT_EQ(
+      Run("flashbias-server", {"--health_check", "--port_file=" + Path("no_such_file")}, &output),
+      1);
+  EXPECT_THAT(output, HasSubstr("no_such_file"));
+  EXPECT_EQ(Run("flashbias-server", {"--health_check", "--listen_address=here"}, &output), 2);
+  EXPECT_THAT(output, HasSubstr("listen_address is 'here'"));
+}
+
+TEST_F(ProcessTest, HealthCheckOfAServerThatDrains) {
+  StartServer();
+  // So much that it outlasts the check; the second signal cuts it short.
+  AttentionCase c;
+  c.num_q_heads = c.num_kv_heads = 16;
+  c.head_dim = 64;
+  c.eps = 0;
+  constexpr int64_t kLength = support::kSlowBuild ? 2048 : 8192;
+  c.sequences = {{.q_len = kLength, .kv_len = kLength}};
+  auto client = AttentionClient::Create({.target = Target(), .retry = {.max_attempts = 1}});
+  ASSERT_TRUE(client.ok()) << client.status();
+  std::thread caller([&] {
+    OwnedProblem owned = Materialise(c);
+    (void)AttendRemotely(**client, &owned);
+  });
+  const absl::Time give_up = absl::Now() + kPatience;
+  while (absl::Now() < give_up) {
+    absl::StatusOr<Samples> samples = Scrape(metrics_port_);
+    if (samples.ok() && (*samples)["flashbias_batch_requests_count"] >= 1) break;
+  }
+  server_->Signal(SIGTERM);
+  while (server_->Output().find("draining") == std::string::npos && absl::Now() < give_up) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  std::string output;
+  const int code = Run("flashbias-server",
+                       {absl::StrCat("--flagfile=", Path("flags")), "--health_check"}, &output);
+  server_->Signal(SIGTERM);
+  caller.join();
+  EXPECT_EQ(code, 1);
+  EXPECT_THAT(output, HasSubstr("NOT_SERVING"));
+}
+
+TEST_F(ProcessTest, PrintedConfigIsAFlagFile) {
+  std::string printed;
+  ASSERT_EQ(Run("flashbias-server",
+                {"--print_config", "--listen_address=127.0.0.1:0", "--reflection=false",
+                 "--max_queue_delay=1500us", "--max_queue_bytes=12345678", "--backend=cpu"},
+                &printed),
+            0)
+      << printed;
+  EXPECT_THAT(printed, HasSubstr("--max_queue_bytes=12345678\n"));
+  EXPECT_THAT(printed, HasSubstr("--reflection=false\n"));
+  ASSERT_TRUE(support::WriteFile(Path("printed"), printed).ok());
+  std::string again;
+  EXPECT_EQ(Run("flashbias-server", {"--flagfile=" + Path("printed"), "--print_config"}, &again),
+            0);
+  EXPECT_EQ(again, printed);
+  EXPECT_EQ(Run("flashbias-server", {"--print_config", "--max_queue_requests=-5"}, &again), 2);
+  EXPECT_THAT(again, HasSubstr("max_queue_requests is -5"));
+  EXPECT_EQ(Run("flashbias-server", {"--print_config", "--health_check"}, &again), 2);
+}
+
+// Every flag is in the sample, as a comment with its default or set to it.
+TEST_F(ProcessTest, TheSampleFlagFileNamesEveryFlagAndIsAccepted) {
+  const std::string sample = FLASHBIAS_SOURCE_DIR "/deploy/flashbias-server.flags";
+  std::string defaults;
+  ASSERT_EQ(Run("flashbias-server", {"--print_config"}, &defaults), 0) << defaults;
+  std::string with_sample;
+  ASSERT_EQ(Run("flashbias-server", {"--flagfile=" + sample, "--print_config"}, &with_sample), 0)
+      << with_sample;
+  EXPECT_EQ(with_sample, defaults);
+  const absl::StatusOr<std::string> text = support::ReadFile(sample);
+  ASSERT_TRUE(text.ok()) << text.status();
+  for (const absl::string_view line : absl::StrSplit(defaults, '\n', absl::SkipEmpty())) {
+    EXPECT_THAT(*text, HasSubstr(absl::StrCat("\n#", line, "\n")));
+  }
+  // Uncommented, every line is a flag that the server takes.
+  std::string all;
+  for (const absl::string_view line : absl::StrSplit(*text, '\n')) {
+    if (absl::StartsWith(line, "#--")) absl::StrAppend(&all, line.substr(1), "\n");
+  }
+  ASSERT_TRUE(support::WriteFile(Path("all"), all).ok());
+  EXPECT_EQ(Run("flashbias-server", {"--flagfile=" + Path("all"), "--print_config"}, &with_sample),
+            0);
+  EXPECT_EQ(with_sample, defaults);
 }
 
 TEST_F(ProcessTest, CallComputesGoldenVectorsFromNpyFiles) {

@@ -53,7 +53,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("cuda_devices", "1,3");
   Set("cuda_slots", "5");
   Set("device_memory_bytes", "17");
-  Set("pinned_memory_bytes", "18");
+  Set("pinned_memory_bytes", "18000000");
   Set("max_queue_requests", "4");
   Set("max_queue_bytes", "5");
   Set("max_queue_delay", "6ms");
@@ -89,7 +89,7 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_EQ(options->backend.cuda_devices, "1,3");
   EXPECT_EQ(options->backend.cuda_slots, 5);
   EXPECT_EQ(options->backend.device_memory_bytes, 17);
-  EXPECT_EQ(options->backend.pinned_memory_bytes, 18);
+  EXPECT_EQ(options->backend.pinned_memory_bytes, 18000000);
   EXPECT_EQ(server.scheduler.max_queue_requests, 4);
   EXPECT_EQ(server.scheduler.max_queue_bytes, 5);
   EXPECT_EQ(server.scheduler.batch.max_queue_delay, absl::Milliseconds(6));
@@ -118,6 +118,28 @@ TEST_F(FlagsTest, HelpTextHasEveryFlagAndNoOther) {
   EXPECT_THAT(text, testing::Not(HasSubstr("--undefok")));
 }
 
+TEST_F(FlagsTest, TheActionIsServingUnlessAFlagSaysOtherwise) {
+  EXPECT_EQ(OptionsFromFlags()->action, Action::kServe);
+  Set("health_check", "true");
+  EXPECT_EQ(OptionsFromFlags()->action, Action::kHealthCheck);
+  Set("print_config", "true");
+  EXPECT_THAT(std::string(OptionsFromFlags().status().message()),
+              HasSubstr("health_check and print_config are both true"));
+  Set("health_check", "false");
+  EXPECT_EQ(OptionsFromFlags()->action, Action::kPrintConfig);
+}
+
+TEST_F(FlagsTest, ConfigTextHasTheValuesAndNoAction) {
+  Set("max_queue_requests", "77");
+  Set("print_config", "true");
+  const std::string text = ConfigText();
+  EXPECT_THAT(text, HasSubstr("\n--max_queue_requests=77\n"));
+  EXPECT_THAT(text, HasSubstr("\n--listen_unix=\n"));
+  EXPECT_THAT(text, HasSubstr("\n--max_queue_delay=2ms\n"));
+  EXPECT_THAT(text, testing::Not(HasSubstr("print_config")));
+  EXPECT_THAT(text, testing::Not(HasSubstr("health_check")));
+}
+
 TEST_F(FlagsTest, BadValuesAreNamed) {
   const auto error_with = [](const char* name, const char* value) {
     const absl::FlagSaver saver;
@@ -129,6 +151,8 @@ TEST_F(FlagsTest, BadValuesAreNamed) {
   EXPECT_THAT(error_with("shared_memory", "yes"),
               HasSubstr("shared_memory is 'yes'; accepted: on, off, auto"));
   EXPECT_THAT(error_with("drain_timeout", "-1s"), HasSubstr("drain_timeout is -1s"));
+  EXPECT_THAT(error_with("backend", "abacus"), HasSubstr("backend is 'abacus'"));
+  EXPECT_THAT(error_with("pinned_memory_bytes", "18"), HasSubstr("pinned_memory_bytes is 18"));
   EXPECT_THAT(error_with("max_batch_work", "0"), HasSubstr("max_batch_work is 0"));
 }
 
