@@ -1,6 +1,7 @@
 #include "server/health_check.h"
 
 #include <gmock/gmock.h>
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <gtest/gtest.h>
@@ -83,11 +84,14 @@ struct HealthServer {
     grpc::EnableDefaultHealthCheckService(with_health);
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterCallbackGenericService(&rest);
     server = builder.BuildAndStart();
   }
   std::string target() const { return absl::StrCat("127.0.0.1:", port); }
 
   int port = 0;
+  // gRPC wants some service; this one answers everything else with UNIMPLEMENTED.
+  grpc::CallbackGenericService rest;
   std::unique_ptr<grpc::Server> server;
 };
 
