@@ -3,6 +3,8 @@
 #
 #   deploy/install_packages.sh            what building and testing takes
 #   deploy/install_packages.sh --checks   the same, clang, clang-format and clang-tidy as well
+#   deploy/install_packages.sh --observability
+#                                         the same, and Prometheus, for tests/observability/check.sh
 #
 # Debian 12 and Ubuntu 24.04. Does nothing, and needs no network, when all are there. Uses sudo when
 # it is not run by root.
@@ -28,8 +30,9 @@ packages=(
 case "${1:-}" in
   '') ;;
   --checks) packages+=(clang clang-format clang-tidy) ;;
+  --observability) packages+=(prometheus python3) ;;
   *)
-    echo "usage: $0 [--checks]" >&2
+    echo "usage: $0 [--checks | --observability]" >&2
     exit 2
     ;;
 esac
