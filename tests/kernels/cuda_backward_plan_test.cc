@@ -299,9 +299,9 @@ TEST(CudaBackwardPlanBind, WritesWhatTheDeviceReadsAndNothingBeyond) {
   };
   for (const BackwardSequence& s : plan.sequences()) {
     const SequenceParams& f = s.forward;
-    EXPECT_EQ(s.row_stride % 256, 0);
+    EXPECT_EQ(s.row_stride % kLimitRows, 0);
     EXPECT_GE(s.row_stride, f.q_len);
-    EXPECT_LT(s.row_stride, f.q_len + 256);
+    EXPECT_LT(s.row_stride, f.q_len + kLimitRows);
     EXPECT_TRUE(bound.IsScratch(s.rows, int64_t{f.num_q_heads} * s.row_stride));
     add(s.rows, int64_t{f.num_q_heads} * s.row_stride);
     ASSERT_NE(s.magnitudes, nullptr);
