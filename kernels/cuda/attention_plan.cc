@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cuda/ceil_div.h"
 #include "kernels/cuda/hopper/hopper_attention.h"
 #include "kernels/cuda/hopper/tensor_maps.h"
 #include "kernels/cuda/portable/portable_attention.h"
@@ -15,11 +16,6 @@ namespace {
 
 // Up to so many query rows, heads of one key/value head share a tile.
 constexpr int kMaxRowsToShareTiles = 16;
-
-template <typename T>
-T CeilDiv(T a, T b) {
-  return (a + b - 1) / b;
-}
 
 bool HopperServes(const AttentionProblem& p) {
   if (p.bias_kind == BiasKind::kLowRank) return false;

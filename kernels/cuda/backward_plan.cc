@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/cuda/ceil_div.h"
 #include "kernels/cuda/hopper/hopper_backward.h"
 #include "kernels/cuda/portable/portable_backward.h"
 #include "kernels/cuda/work_order.h"
@@ -19,11 +20,6 @@ constexpr double kScoreWork = 2.5;
 
 // Rows and keys of a unit of cost.
 constexpr double kCostElements = 64;
-
-template <typename T>
-T CeilDiv(T a, T b) {
-  return (a + b - 1) / b;
-}
 
 // Of a tensor that begins `elements` before it; null stays null.
 template <typename T>

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/ceil_div.h"
 #include "kernels/work_estimate.h"
 
 namespace flashbias::cuda {
@@ -17,11 +18,6 @@ constexpr double kElementsPerKeyPass = 1.2e7;
 constexpr double kElementsPerKeyByte = 1.0;
 
 int32_t RoundUpTo8(int n) { return (n + 7) / 8 * 8; }
-
-template <typename T>
-T CeilDiv(T a, T b) {
-  return (a + b - 1) / b;
-}
 
 bool IsBackward(const AttentionProblem& p) { return p.direction == Direction::kBackward; }
 
