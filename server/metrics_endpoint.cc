@@ -7,11 +7,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/process_metrics.h"
 
 namespace flashbias::server {
 
 struct MetricsEndpoint::Impl {
   std::shared_ptr<prometheus::Collectable> collectable;
+  std::shared_ptr<prometheus::Collectable> process;
   std::unique_ptr<prometheus::Exposer> exposer;
 };
 
@@ -19,6 +21,7 @@ absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Create(const s
                                                                          const Metrics& metrics) {
   auto impl = std::make_unique<Impl>();
   impl->collectable = metrics.collectable();
+  impl->process = NewProcessMetrics();
   // The HTTP library reports a bad or taken address by throwing.
   try {
     impl->exposer = std::make_unique<prometheus::Exposer>(address);
@@ -27,6 +30,7 @@ absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Create(const s
                                                "': cannot listen there (taken or not local)"));
   }
   impl->exposer->RegisterCollectable(impl->collectable);
+  impl->exposer->RegisterCollectable(impl->process);
   return std::unique_ptr<MetricsEndpoint>(new MetricsEndpoint(std::move(impl)));
 }
 

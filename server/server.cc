@@ -47,6 +47,16 @@ int Milliseconds(absl::Duration duration) {
       std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
 }
 
+Limits LimitsOf(const ServerOptions& options) {
+  const bool regions = SharedMemoryIsOn(options);
+  return {.queue_requests = options.scheduler.max_queue_requests,
+          .queue_bytes = options.scheduler.max_queue_bytes,
+          .stream_bytes = options.max_stream_bytes,
+          .message_bytes = options.max_message_bytes,
+          .regions = regions ? options.max_regions : 0,
+          .region_bytes = regions ? options.max_region_bytes : 0};
+}
+
 }  // namespace
 
 class Server::Impl {
@@ -67,6 +77,7 @@ class Server::Impl {
   }
 
   absl::Status Start(const ServerOptions& options) {
+    metrics_.SetLimits(LimitsOf(options));
     absl::StatusOr<std::unique_ptr<Scheduler>> scheduler =
         Scheduler::Create(options.scheduler, &clock_, &dispatcher_, &metrics_);
     if (!scheduler.ok()) return scheduler.status();
