@@ -16,6 +16,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "tests/support/process_usage.h"
 
 namespace flashbias::server {
 namespace {
@@ -82,6 +83,7 @@ TEST(ProcessMetricsTest, MemoryGrowsWithWhatIsMappedAndTouched) {
 
 TEST(ProcessMetricsTest, DescriptorsAreCountedAndTheirLimitIsThere) {
   const double before = Read()["process_open_fds"];
+  EXPECT_EQ(before, support::OpenDescriptors() - 1) << "less the one that it lists them with";
   {
     std::vector<std::ifstream> files;
     for (int n = 0; n < 10; ++n) files.emplace_back("/proc/self/stat");
