@@ -67,7 +67,7 @@ absl::Status CheckDuration(const char* name, absl::Duration value, absl::Duratio
 
 absl::Status CheckDurationOrNever(const char* name, absl::Duration value, absl::Duration min) {
   if (value == absl::InfiniteDuration()) return absl::OkStatus();
-  const absl::Status finite = CheckDuration(name, value, min);
+  absl::Status finite = CheckDuration(name, value, min);
   if (finite.ok()) return finite;
   return absl::InvalidArgumentError(absl::StrCat(finite.message(), ", or inf"));
 }

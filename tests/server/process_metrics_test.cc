@@ -85,8 +85,8 @@ TEST(ProcessMetricsTest, DescriptorsAreCountedAndTheirLimitIsThere) {
   const double before = Read()["process_open_fds"];
   EXPECT_EQ(before, support::OpenDescriptors() - 1) << "less the one that it lists them with";
   {
-    std::vector<std::ifstream> files;
-    for (int n = 0; n < 10; ++n) files.emplace_back("/proc/self/stat");
+    std::vector<std::ifstream> files(10);
+    for (std::ifstream& file : files) file.open("/proc/self/stat");
     EXPECT_EQ(Read()["process_open_fds"], before + 10);
   }
   EXPECT_EQ(Read()["process_open_fds"], before);
