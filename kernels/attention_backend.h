@@ -55,11 +55,13 @@ struct ProblemStats {
 
 // What a backend holds and has met, at one moment.
 struct BackendUsage {
-  int64_t device_memory_used_bytes = 0;  // of runs in flight and uploads ahead of them
-  int64_t device_memory_size_bytes = 0;  // taken from the device, used or not
-  int64_t pinned_used_bytes = 0;         // blocks of host_allocator() that someone holds
-  int64_t pinned_size_bytes = 0;         // taken from the system, used or not
-  int64_t registered_bytes = 0;          // registered with host_allocator()
+  int64_t device_memory_used_bytes = 0;   // of runs in flight and uploads ahead of them
+  int64_t device_memory_size_bytes = 0;   // taken from the device, used or not
+  int64_t device_memory_limit_bytes = 0;  // that size may reach
+  int64_t pinned_used_bytes = 0;          // blocks of host_allocator() that someone holds
+  int64_t pinned_size_bytes = 0;          // taken from the system, used or not
+  int64_t pinned_limit_bytes = 0;         // that size may reach
+  int64_t registered_bytes = 0;           // registered with host_allocator()
   std::vector<std::pair<std::string, int64_t>> errors;  // device errors so far, by their name
 };
 

@@ -87,6 +87,12 @@ ABSL_FLAG(absl::Duration, keepalive_timeout, ServerOptions().keepalive_timeout,
           "Drop a client that leaves a ping unanswered for this long, 1s to 24h.");
 ABSL_FLAG(absl::Duration, min_ping_interval, ServerOptions().min_ping_interval,
           "Drop clients that ping more often than this while no data flows, 0 to 24h.");
+ABSL_FLAG(absl::Duration, max_connection_age, ServerOptions().max_connection_age,
+          "Close a connection at this age, give or take a tenth: its client makes a new one for "
+          "its next calls, so that balancers spread them anew. 1s to 24h; inf: never.");
+ABSL_FLAG(absl::Duration, max_connection_age_grace, ServerOptions().max_connection_age_grace,
+          "How long calls in flight may go on on a connection that has reached its age. Beyond: "
+          "UNAVAILABLE. 0 to 24h; inf: until they end.");
 
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30),
           "On SIGTERM or SIGINT: time for accepted requests to finish. 0: cut them short.");
@@ -179,6 +185,8 @@ absl::StatusOr<ProgramOptions> OptionsFromFlags() {
   options.server.keepalive_time = absl::GetFlag(FLAGS_keepalive_time);
   options.server.keepalive_timeout = absl::GetFlag(FLAGS_keepalive_timeout);
   options.server.min_ping_interval = absl::GetFlag(FLAGS_min_ping_interval);
+  options.server.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
+  options.server.max_connection_age_grace = absl::GetFlag(FLAGS_max_connection_age_grace);
   const absl::Status valid = Validate(options.server);
   if (!valid.ok()) return valid;
 

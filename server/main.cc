@@ -98,6 +98,8 @@ int Run() {
        {"keepalive_time", limits.keepalive_time},
        {"keepalive_timeout", limits.keepalive_timeout},
        {"min_ping_interval", limits.min_ping_interval},
+       {"max_connection_age", limits.max_connection_age},
+       {"max_connection_age_grace", limits.max_connection_age_grace},
        {"drain_timeout", options->drain_timeout}});
 
   return Serve(*options, *std::move(backends));

@@ -65,12 +65,17 @@ class DeviceMetrics {
                            "Device memory that batches in flight and arriving streams hold.")),
         memory_size_(Gauge(registry, "device_memory_size_bytes",
                            "Device memory taken from the device, used or not.")),
+        memory_limit_(Gauge(registry, "device_memory_limit_bytes",
+                            "What device_memory_size_bytes may reach; 0: no such memory.")),
         pinned_used_(Gauge(registry, "pinned_pool_used_bytes",
                            "Pinned host memory that requests, results and batches hold.")
                          .Add({})),
         pinned_size_(Gauge(registry, "pinned_pool_size_bytes",
                            "Pinned host memory taken from the system, used or not.")
                          .Add({})),
+        pinned_limit_(Gauge(registry, "pinned_pool_limit_bytes",
+                            "What pinned_pool_size_bytes may reach; 0: no such memory.")
+                          .Add({})),
         registered_(Gauge(registry, "registered_bytes",
                           "Memory shared with callers that is registered with the devices.")
                         .Add({})),
@@ -90,6 +95,7 @@ class DeviceMetrics {
       healthy_.Add(labels).Set(device.healthy ? 1 : 0);
       memory_used_.Add(labels).Set(static_cast<double>(device.usage.device_memory_used_bytes));
       memory_size_.Add(labels).Set(static_cast<double>(device.usage.device_memory_size_bytes));
+      memory_limit_.Add(labels).Set(static_cast<double>(device.usage.device_memory_limit_bytes));
       for (const auto& [code, count] : device.usage.errors) {
         errors[code] += static_cast<double>(count);
       }
@@ -97,6 +103,7 @@ class DeviceMetrics {
     if (!devices.empty()) {
       pinned_used_.Set(static_cast<double>(devices[0].usage.pinned_used_bytes));
       pinned_size_.Set(static_cast<double>(devices[0].usage.pinned_size_bytes));
+      pinned_limit_.Set(static_cast<double>(devices[0].usage.pinned_limit_bytes));
       registered_.Set(static_cast<double>(devices[0].usage.registered_bytes));
     }
     for (const auto& [code, count] : errors) {
@@ -118,8 +125,10 @@ class DeviceMetrics {
   GaugeFamily& healthy_;
   GaugeFamily& memory_used_;
   GaugeFamily& memory_size_;
+  GaugeFamily& memory_limit_;
   prometheus::Gauge& pinned_used_;
   prometheus::Gauge& pinned_size_;
+  prometheus::Gauge& pinned_limit_;
   prometheus::Gauge& registered_;
   prometheus::Family<prometheus::Counter>& errors_;
 };
@@ -199,6 +208,12 @@ struct Metrics::Impl {
   prometheus::Gauge* queue_requests;
   prometheus::Gauge* queue_bytes;
   prometheus::Gauge* inflight_requests;
+  prometheus::Gauge* queue_limit_requests;
+  prometheus::Gauge* queue_limit_bytes;
+  prometheus::Gauge* stream_limit_bytes;
+  prometheus::Gauge* message_limit_bytes;
+  prometheus::Gauge* region_limit;
+  prometheus::Gauge* region_limit_bytes;
   prometheus::Counter* tiles_computed;
   prometheus::Counter* tiles_skipped;
   prometheus::Counter* received_bytes;
@@ -273,6 +288,20 @@ Metrics::Metrics(const std::string& version, const std::string& backend)
   m.queue_requests = m.AddGauge("queue_requests", "Requests that wait for a batch.");
   m.queue_bytes = m.AddGauge("queue_bytes", "Memory that waiting requests hold.");
   m.inflight_requests = m.AddGauge("inflight_requests", "Calls that have no answer yet.");
+  m.queue_limit_requests =
+      m.AddGauge("queue_limit_requests", "What queue_requests may reach: --max_queue_requests.");
+  m.queue_limit_bytes =
+      m.AddGauge("queue_limit_bytes", "What queue_bytes may reach: --max_queue_bytes.");
+  m.stream_limit_bytes =
+      m.AddGauge("stream_limit_bytes", "What stream_reserved_bytes may reach: --max_stream_bytes.");
+  m.message_limit_bytes =
+      m.AddGauge("message_limit_bytes", "Of one request or response message: --max_message_bytes.");
+  m.region_limit = m.AddGauge("region_limit",
+                              "What shm_regions and device_regions together may reach: "
+                              "--max_regions; 0: there are no regions.");
+  m.region_limit_bytes = m.AddGauge("shm_region_limit_bytes",
+                                    "What shm_region_bytes may reach: --max_region_bytes; 0: there "
+                                    "are no regions.");
 
   m.tiles_computed =
       &m.CounterFamily("tiles_computed_total", "(head, query tile, key tile) triples computed.")
@@ -322,6 +351,15 @@ void Metrics::Cancelled(CancelWhere where) { impl_->cancelled[Index(where)]->Inc
 void Metrics::SetQueue(int64_t requests, int64_t bytes) {
   impl_->queue_requests->Set(static_cast<double>(requests));
   impl_->queue_bytes->Set(static_cast<double>(bytes));
+}
+
+void Metrics::SetLimits(const Limits& limits) {
+  impl_->queue_limit_requests->Set(static_cast<double>(limits.queue_requests));
+  impl_->queue_limit_bytes->Set(static_cast<double>(limits.queue_bytes));
+  impl_->stream_limit_bytes->Set(static_cast<double>(limits.stream_bytes));
+  impl_->message_limit_bytes->Set(static_cast<double>(limits.message_bytes));
+  impl_->region_limit->Set(static_cast<double>(limits.regions));
+  impl_->region_limit_bytes->Set(static_cast<double>(limits.region_bytes));
 }
 
 void Metrics::TilesFinished(int64_t computed, int64_t skipped) {

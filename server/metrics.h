@@ -46,6 +46,16 @@ struct DeviceReading {
   BackendUsage usage;
 };
 
+// What gauges are held against. Limits of devices come with their readings.
+struct Limits {
+  int64_t queue_requests = 0;
+  int64_t queue_bytes = 0;
+  int64_t stream_bytes = 0;
+  int64_t message_bytes = 0;
+  int64_t regions = 0;  // 0, as the next: regions are off
+  int64_t region_bytes = 0;
+};
+
 class Metrics {
  public:
   // All devices; pinned and registered memory is that of the first, because they share it.
@@ -67,6 +77,7 @@ class Metrics {
   void Rejected(RejectReason reason);
   void Cancelled(CancelWhere where);
   void SetQueue(int64_t requests, int64_t bytes);
+  void SetLimits(const Limits& limits);
   void TilesFinished(int64_t computed, int64_t skipped);
   // The message of a call, or all messages of a streamed one.
   void ReceivedMessage(int64_t bytes);

@@ -14,9 +14,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "server/process_metrics.h"
 
 namespace flashbias::server {
-
 namespace {
 
 // Connects to a listener of this machine and leaves.
@@ -49,6 +49,7 @@ std::string ReachableHost(const std::string& address) {
 struct MetricsEndpoint::Impl {
   std::string host;
   std::shared_ptr<prometheus::Collectable> collectable;
+  std::shared_ptr<prometheus::Collectable> process;
   std::unique_ptr<prometheus::Exposer> exposer;
 };
 
@@ -57,6 +58,7 @@ absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Create(const s
   auto impl = std::make_unique<Impl>();
   impl->host = ReachableHost(address);
   impl->collectable = metrics.collectable();
+  impl->process = NewProcessMetrics();
   // The HTTP library reports a bad or taken address by throwing.
   try {
     impl->exposer = std::make_unique<prometheus::Exposer>(address);
@@ -65,6 +67,7 @@ absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Create(const s
                                                "': cannot listen there (taken or not local)"));
   }
   impl->exposer->RegisterCollectable(impl->collectable);
+  impl->exposer->RegisterCollectable(impl->process);
   return std::unique_ptr<MetricsEndpoint>(new MetricsEndpoint(std::move(impl)));
 }
 

@@ -1,4 +1,4 @@
-// Serves GET /metrics over HTTP.
+// Serves GET /metrics over HTTP: what is counted, and the state of the process.
 //
 // Thread-safety: made and destroyed by one thread; it answers scrapes on threads of its own.
 #ifndef FLASHBIAS_SERVER_METRICS_ENDPOINT_H_

@@ -65,6 +65,13 @@ absl::Status CheckDuration(const char* name, absl::Duration value, absl::Duratio
                                                  absl::FormatDuration(max)));
 }
 
+absl::Status CheckDurationOrNever(const char* name, absl::Duration value, absl::Duration min) {
+  if (value == absl::InfiniteDuration()) return absl::OkStatus();
+  absl::Status finite = CheckDuration(name, value, min);
+  if (finite.ok()) return finite;
+  return absl::InvalidArgumentError(absl::StrCat(finite.message(), ", or inf"));
+}
+
 }  // namespace
 
 absl::Status Validate(const ServerOptions& options) {
@@ -92,6 +99,9 @@ absl::Status Validate(const ServerOptions& options) {
            CheckDuration("keepalive_time", options.keepalive_time, absl::Seconds(1)),
            CheckDuration("keepalive_timeout", options.keepalive_timeout, absl::Seconds(1)),
            CheckDuration("min_ping_interval", options.min_ping_interval, absl::ZeroDuration()),
+           CheckDurationOrNever("max_connection_age", options.max_connection_age, absl::Seconds(1)),
+           CheckDurationOrNever("max_connection_age_grace", options.max_connection_age_grace,
+                                absl::ZeroDuration()),
        }) {
     if (!status.ok()) return status;
   }

@@ -44,6 +44,10 @@ struct ServerOptions {
   absl::Duration keepalive_time = absl::Minutes(1);      // ping a silent client after; at least 1 s
   absl::Duration keepalive_timeout = absl::Seconds(20);  // and drop it after; at least 1 s
   absl::Duration min_ping_interval = absl::Seconds(10);  // clients that ping more often are dropped
+  // Connections are closed at this age, give or take a tenth: new calls go to another one, those in
+  // flight have the grace to end. The age 1 s to 24 h, the grace 0 to 24 h; either infinite.
+  absl::Duration max_connection_age = absl::InfiniteDuration();
+  absl::Duration max_connection_age_grace = absl::Seconds(30);
 
   // Memory shared with callers over listen_unix. kAuto: on where listen_unix is set; kOn without it
   // is refused.

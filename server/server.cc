@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -39,8 +41,20 @@ constexpr absl::Duration kStreamCloseTime = absl::Milliseconds(100);
 // For those that are told that there are regions enough.
 constexpr int64_t kSpareRegionConnections = 64;
 
+// Infinite: the largest int, which means the same to gRPC.
 int Milliseconds(absl::Duration duration) {
-  return static_cast<int>(absl::ToInt64Milliseconds(duration));
+  return static_cast<int>(
+      std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
+}
+
+Limits LimitsOf(const ServerOptions& options) {
+  const bool regions = SharedMemoryIsOn(options);
+  return {.queue_requests = options.scheduler.max_queue_requests,
+          .queue_bytes = options.scheduler.max_queue_bytes,
+          .stream_bytes = options.max_stream_bytes,
+          .message_bytes = options.max_message_bytes,
+          .regions = regions ? options.max_regions : 0,
+          .region_bytes = regions ? options.max_region_bytes : 0};
 }
 
 }  // namespace
@@ -63,6 +77,7 @@ class Server::Impl {
   }
 
   absl::Status Start(const ServerOptions& options) {
+    metrics_.SetLimits(LimitsOf(options));
     absl::StatusOr<std::unique_ptr<Scheduler>> scheduler =
         Scheduler::Create(options.scheduler, &clock_, &dispatcher_, &metrics_);
     if (!scheduler.ok()) return scheduler.status();
@@ -118,6 +133,10 @@ class Server::Impl {
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                                Milliseconds(options.min_ping_interval));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                               Milliseconds(options.max_connection_age));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                               Milliseconds(options.max_connection_age_grace));
     // Only reflection needs threads of gRPC's synchronous kind.
     builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);

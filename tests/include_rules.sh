@@ -35,7 +35,7 @@ check_tree() {
     'wire/ knows the contract, no generated class and nobody who uses it' '^kernels/dtype\.h$'
   rule '^wire/(tensor_field|contract|copy_pool|chunk_cutter|region_protocol|unique_fd)\.(h|cc)$' '' "$wire|$wire_grpc" \
     'what the gRPC-free core includes is free of gRPC'
-  rule '^server/' '^server/(metrics|metrics_endpoint)\.(h|cc)$' '^prometheus/' \
+  rule '^server/' '^server/(metrics|process_metrics|metrics_endpoint)\.(h|cc)$' '^prometheus/' \
     'prometheus-cpp stays in metrics'
   rule '^server/' '^server/log\.(h|cc)$' '^spdlog/' 'spdlog stays in log'
   rule '^client/' '^client/load/' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
@@ -129,6 +129,7 @@ self_test() {
   expect pass server/service.h grpcpp/grpcpp.h
   expect fail server/scheduler.cc prometheus/counter.h
   expect pass server/metrics.cc prometheus/counter.h
+  expect pass server/process_metrics.cc prometheus/collectable.h
   expect fail server/scheduler.cc spdlog/spdlog.h
   expect pass server/attend_reader.cc wire/message_reader.h
   expect fail server/scheduler.cc wire/gather.h

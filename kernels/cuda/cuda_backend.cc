@@ -140,8 +140,10 @@ BackendUsage CudaBackend::usage() const {
   const PinnedPool::Usage pinned = pool_->usage();
   return {.device_memory_used_bytes = static_cast<int64_t>(device.used_bytes),
           .device_memory_size_bytes = static_cast<int64_t>(device.size_bytes),
+          .device_memory_limit_bytes = static_cast<int64_t>(arena_.max_bytes()),
           .pinned_used_bytes = static_cast<int64_t>(pinned.used_bytes),
           .pinned_size_bytes = static_cast<int64_t>(pinned.size_bytes),
+          .pinned_limit_bytes = static_cast<int64_t>(pool_->max_bytes()),
           .registered_bytes = static_cast<int64_t>(pinned.registered_bytes),
           .errors = health_.errors()};
 }

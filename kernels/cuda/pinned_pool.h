@@ -63,6 +63,7 @@ class PinnedPool : public HostAllocator {
   // `kept_bytes` are idle.
   void ReleaseIdle(absl::Time unused_since, size_t kept_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  size_t max_bytes() const { return max_bytes_; }
   Usage usage() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:

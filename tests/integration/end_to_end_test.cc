@@ -1,6 +1,7 @@
 // Server, client and CPU backend in one process, talking over loopback.
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cmath>
@@ -93,6 +94,29 @@ TEST_F(ServiceTest, GoldenVectors) {
     ASSERT_TRUE(result.ok()) << golden.name << ": " << result.status();
     EXPECT_TRUE(support::MatchesGolden(golden));
   }
+}
+
+TEST_F(ServiceTest, LimitsInForceAreExported) {
+  ServerOptions options;
+  options.scheduler.max_queue_requests = 11;
+  options.scheduler.max_queue_bytes = 12;
+  options.max_stream_bytes = 13 << 20;
+  options.max_message_bytes = 14 << 10;
+  options.max_regions = 15;
+  options.max_region_bytes = 16 << 10;
+  Start(options);
+  Samples samples = QuietMetrics();
+  EXPECT_EQ(samples.at("flashbias_queue_limit_requests"), 11);
+  EXPECT_EQ(samples.at("flashbias_queue_limit_bytes"), 12);
+  EXPECT_EQ(samples.at("flashbias_stream_limit_bytes"), 13 << 20);
+  EXPECT_EQ(samples.at("flashbias_message_limit_bytes"), 14 << 10);
+  EXPECT_EQ(samples.at("flashbias_region_limit"), 0) << "there is no socket for them";
+  EXPECT_EQ(samples.at("flashbias_shm_region_limit_bytes"), 0);
+  options.listen_unix = absl::StrCat(::testing::TempDir(), "/limits.", getpid());
+  Start(options);
+  samples = QuietMetrics();
+  EXPECT_EQ(samples.at("flashbias_region_limit"), 15);
+  EXPECT_EQ(samples.at("flashbias_shm_region_limit_bytes"), 16 << 10);
 }
 
 TEST_F(ServiceTest, DefaultsAreThoseOfTheContract) {

@@ -1,5 +1,6 @@
 // Streamed calls through the whole service: client, server and CPU backend over loopback.
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <cstring>
 #include <fstream>
@@ -25,8 +26,10 @@ using client::AttentionClient;
 using server::Server;
 using server::ServerOptions;
 
-// Of this process.
+// Of this process, without what malloc keeps of freed memory: gRPC's threads free messages into the
+// arenas of one another, which hold over a hundred megabytes after one call and few after another.
 int64_t ResidentBytes() {
+  malloc_trim(0);
   std::ifstream status("/proc/self/status");
   std::string word;
   int64_t kib = 0;
@@ -57,6 +60,14 @@ class StreamTest : public ::testing::Test {
     absl::StatusOr<Samples> samples = Scrape(server_->metrics_port());
     EXPECT_TRUE(samples.ok()) << samples.status();
     return samples.ok() ? (*samples)[name] : -1;
+  }
+  // The last chunk of an answer may leave after its caller has it.
+  void WaitUntilNothingIsReserved() const {
+    const absl::Time end = absl::Now() + absl::Seconds(30);
+    while (Metric("flashbias_stream_reserved_bytes") > 0) {
+      ASSERT_LT(absl::Now(), end) << "memory of streams is still reserved";
+      absl::SleepFor(absl::Milliseconds(5));
+    }
   }
 
   std::unique_ptr<Server> server_;
@@ -104,20 +115,26 @@ void CallWithOneKey(AttentionClient& client, int64_t rows) {
 }
 
 TEST_F(StreamTest, WhatFitsNoMessageIsAnsweredAndItsMemoryComesBack) {
-  constexpr int64_t kRows = support::kSlowBuild ? 40'000 : 400'000;  // 512 bytes each, both ways
+  constexpr int64_t kRows = support::kSlowBuild ? 40'000 : 400'000;
+  constexpr int64_t kTensorBytes = kRows * 512;  // each way
+  constexpr int kMoreCalls = 4;
   Start({.max_message_bytes = 4 << 20});
   const auto client = NewClient({.max_message_bytes = 4 << 20});
   CallWithOneKey(*client, kRows);
+  WaitUntilNothingIsReserved();
   const int64_t after_first = ResidentBytes();
-  for (int n = 0; n < 3; ++n) CallWithOneKey(*client, kRows);
+  for (int n = 0; n < kMoreCalls; ++n) CallWithOneKey(*client, kRows);
+  WaitUntilNothingIsReserved();
   const int64_t grown = ResidentBytes() - after_first;
+  // A leak of one tensor a call would be kMoreCalls of them. Messages that gRPC has yet to let go
+  // of are a few tens of megabytes.
   if (!support::kSlowBuild) {
-    EXPECT_LT(grown, int64_t{64} << 20);
+    EXPECT_LT(grown, kTensorBytes / 2);
   }
   EXPECT_EQ(Metric("flashbias_requests_total{code=\"OK\",method=\"AttendStream\","
                    "transport=\"tcp\"}"),
-            4);
-  EXPECT_GT(Metric("flashbias_received_bytes_total"), 4.0 * 512 * kRows);
+            1 + kMoreCalls);
+  EXPECT_GT(Metric("flashbias_received_bytes_total"), (1.0 + kMoreCalls) * kTensorBytes);
 }
 
 // Two tensors beyond 2^31 bytes, an answer of a few. Needs 8 GB of memory.

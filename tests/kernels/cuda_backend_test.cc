@@ -143,6 +143,12 @@ TEST_F(CudaBackendTest, AnswersAreThoseOfTheKernels) {
   EXPECT_EQ(backend_->usage().pinned_used_bytes, 0);
 }
 
+TEST_F(CudaBackendTest, UsageNamesTheLimits) {
+  Start();
+  EXPECT_EQ(backend_->usage().device_memory_limit_bytes, 16 * kMiB);
+  EXPECT_EQ(backend_->usage().pinned_limit_bytes, pool_->max_bytes());
+}
+
 // What the kernels read of o and lse shows in the count of skipped tiles.
 TEST_F(CudaBackendTest, GradientsAreThoseOfTheKernels) {
   for (const size_t direct_copy_bytes : {size_t{0}, kMiB}) {

@@ -19,7 +19,7 @@ import urllib.request
 NO_DATA_METRICS = ("DCGM_", "flashbias_cuda_errors_total")
 NO_DATA_PANELS = {("flashbias-clients", "Errors by method and code")}
 
-SELECTOR = re.compile(r"(?<![\w:])(flashbias_[a-z_]+|up)(?![\w:(])(\{[^}]*\})?")
+SELECTOR = re.compile(r"(?<![\w:])((?:flashbias|process)_[a-z_]+|up)(?![\w:(])(\{[^}]*\})?")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 
 failures = []

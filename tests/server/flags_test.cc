@@ -69,6 +69,8 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   Set("keepalive_time", "13s");
   Set("keepalive_timeout", "14s");
   Set("min_ping_interval", "15s");
+  Set("max_connection_age", "18m");
+  Set("max_connection_age_grace", "inf");
   Set("drain_timeout", "16s");
   Set("log_level", "debug");
   Set("log_format", "json");
@@ -105,6 +107,8 @@ TEST_F(FlagsTest, EveryFlagReachesItsOption) {
   EXPECT_EQ(server.keepalive_time, absl::Seconds(13));
   EXPECT_EQ(server.keepalive_timeout, absl::Seconds(14));
   EXPECT_EQ(server.min_ping_interval, absl::Seconds(15));
+  EXPECT_EQ(server.max_connection_age, absl::Minutes(18));
+  EXPECT_EQ(server.max_connection_age_grace, absl::InfiniteDuration());
   EXPECT_EQ(options->drain_timeout, absl::Seconds(16));
   EXPECT_EQ(options->log_level, LogLevel::kDebug);
   EXPECT_EQ(options->log_format, LogFormat::kJson);

@@ -69,6 +69,7 @@ TEST(MetricsTest, NamesTypesAndZeroesAreThereFromTheStart) {
            "flashbias_requests_total{code=\"OK\",method=\"AttendBackwardStream\","
            "transport=\"unix\"} 0",
            "flashbias_queue_requests 0",
+           "flashbias_region_limit 0",
            "flashbias_build_info{backend=\"cpu\",version=\"1.2.3\"} 1",
        }) {
     EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
@@ -156,8 +157,10 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
       {.label = "0",
        .usage = {.device_memory_used_bytes = 11,
                  .device_memory_size_bytes = 12,
+                 .device_memory_limit_bytes = 16,
                  .pinned_used_bytes = 13,
                  .pinned_size_bytes = 14,
+                 .pinned_limit_bytes = 17,
                  .registered_bytes = 15}},
       {.label = "1", .usage = {.pinned_used_bytes = 13, .pinned_size_bytes = 14}}};
   metrics.WatchDevices([&] { return readings; });
@@ -166,8 +169,9 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
        {"flashbias_device_healthy{device=\"0\"} 1", "flashbias_device_healthy{device=\"1\"} 1",
         "flashbias_device_memory_used_bytes{device=\"0\"} 11",
         "flashbias_device_memory_size_bytes{device=\"0\"} 12",
-        "flashbias_pinned_pool_used_bytes 13", "flashbias_pinned_pool_size_bytes 14",
-        "flashbias_registered_bytes 15"}) {
+        "flashbias_device_memory_limit_bytes{device=\"0\"} 16",
+        "flashbias_pinned_pool_limit_bytes 17", "flashbias_pinned_pool_used_bytes 13",
+        "flashbias_pinned_pool_size_bytes 14", "flashbias_registered_bytes 15"}) {
     EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
   }
   EXPECT_THAT(text, Not(HasSubstr("cuda_errors_total{")));
@@ -186,6 +190,27 @@ TEST(MetricsTest, DevicesAreReadAtEveryScrape) {
           "flashbias_pinned_pool_used_bytes 0", "flashbias_registered_bytes 0"}) {
       EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
     }
+  }
+}
+
+TEST(MetricsTest, LimitsStandBesideWhatTheyLimit) {
+  Metrics metrics("1", "cpu");
+  metrics.SetLimits({.queue_requests = 1,
+                     .queue_bytes = 2,
+                     .stream_bytes = 3,
+                     .message_bytes = 4,
+                     .regions = 5,
+                     .region_bytes = 6});
+  const std::string text = metrics.Serialize();
+  for (const char* line : {
+           "flashbias_queue_limit_requests 1",
+           "flashbias_queue_limit_bytes 2",
+           "flashbias_stream_limit_bytes 3",
+           "flashbias_message_limit_bytes 4",
+           "flashbias_region_limit 5",
+           "flashbias_shm_region_limit_bytes 6",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string("\n") + line + "\n"));
   }
 }
 
@@ -226,6 +251,7 @@ TEST(MetricsEndpointTest, ServesWhatIsCounted) {
   const std::string answer = HttpGet((*endpoint)->port(), "/metrics");
   EXPECT_THAT(answer, HasSubstr(" 200 OK"));
   EXPECT_THAT(answer, HasSubstr("\nflashbias_queue_requests 41\n"));
+  EXPECT_THAT(answer, HasSubstr("\nprocess_open_fds "));
   EXPECT_THAT(HttpGet((*endpoint)->port(), "/other"), Not(HasSubstr("flashbias_")));
 }
 

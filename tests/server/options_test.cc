@@ -25,6 +25,16 @@ TEST(OptionsTest, AddressesMayBeIpv6AndPortZero) {
   EXPECT_TRUE(Validate(options).ok());
 }
 
+TEST(OptionsTest, ConnectionsMayLiveForEver) {
+  ServerOptions options;
+  EXPECT_EQ(options.max_connection_age, absl::InfiniteDuration());
+  options.max_connection_age_grace = absl::InfiniteDuration();
+  EXPECT_TRUE(Validate(options).ok());
+  options.max_connection_age = absl::Seconds(1);
+  options.max_connection_age_grace = absl::ZeroDuration();
+  EXPECT_TRUE(Validate(options).ok());
+}
+
 struct Case {
   std::string want;  // in the message
   std::function<void(ServerOptions*)> change;
@@ -92,8 +102,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"keepalive_time is 1ms", [](auto* o) { o->keepalive_time = absl::Milliseconds(1); }},
         Case{"keepalive_timeout is 0",
              [](auto* o) { o->keepalive_timeout = absl::ZeroDuration(); }},
-        Case{"min_ping_interval is -1s",
-             [](auto* o) { o->min_ping_interval = -absl::Seconds(1); }}));
+        Case{"min_ping_interval is -1s", [](auto* o) { o->min_ping_interval = -absl::Seconds(1); }},
+        Case{"max_connection_age is 999ms; accepted: 1s to 24h, or inf",
+             [](auto* o) { o->max_connection_age = absl::Milliseconds(999); }},
+        Case{"max_connection_age is 25h", [](auto* o) { o->max_connection_age = absl::Hours(25); }},
+        Case{"max_connection_age_grace is -inf",
+             [](auto* o) { o->max_connection_age_grace = -absl::InfiniteDuration(); }}));
 
 }  // namespace
 }  // namespace flashbias::server
