@@ -56,7 +56,7 @@ class CallCommandTest : public testing::Test {
 
   // A command over files of 2 queries, 3 keys, 2 heads, head_dim 2.
   CallCommand Command() {
-    CallCommand command{.target = server_.target()};
+    CallCommand command{.client = {.target = server_.target()}};
     command.q = Write<float>("q", NpyType::kFloat32, {2, 2, 2}, {1, 2, 3, 4, 5, 6, 7, 8});
     command.k = Write<float>("k", NpyType::kFloat32, {3, 2, 2}, std::vector<float>(12, 1));
     command.v = Write<float>("v", NpyType::kFloat32, {3, 2, 2}, std::vector<float>(12, 2));
@@ -190,7 +190,7 @@ TEST_F(CallCommandTest, OutputsAreOpenedBeforeTheCall) {
 }
 
 TEST_F(CallCommandTest, DemoMakesItsOwnInputAndPrints) {
-  ASSERT_TRUE(Run({.target = server_.target(), .demo = true, .demo_len = 4}).ok());
+  ASSERT_TRUE(Run({.client = {.target = server_.target()}, .demo = true, .demo_len = 4}).ok());
   EXPECT_THAT(received_.q().shape(), ElementsAre(4, 50, 32));
   EXPECT_EQ(received_.q().dtype(), v1::DTYPE_FLOAT16);
   const std::vector<float> slopes = SeedAlibiSlopes(50);
@@ -227,7 +227,7 @@ TEST_F(CallCommandTest, ErrorsNameTheFlagOrTheFile) {
   command.alibi = Write<uint16_t>("slopes_u2", NpyType::kUint16, {2}, {1, 2});
   EXPECT_THAT(message(command), HasSubstr("uint16 is not read here"));
   command = Command();
-  command.target = "";
+  command.client.target = "";
   EXPECT_THAT(message(command), HasSubstr("--target is empty"));
   command = Command();
   command.eps = 1;
