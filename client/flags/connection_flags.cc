@@ -97,17 +97,20 @@ absl::Status ReadToken(const AttentionClient::Options& options, std::string* tok
 }  // namespace
 
 absl::Status ConnectionOptionsFromFlags(AttentionClient::Options* options) {
+  AttentionClient::Options changed = *options;
   const std::string load_balancing = absl::GetFlag(FLAGS_load_balancing);
   if (load_balancing == "pick_first") {
-    options->load_balancing = LoadBalancing::kPickFirst;
+    changed.load_balancing = LoadBalancing::kPickFirst;
   } else if (load_balancing == "round_robin") {
-    options->load_balancing = LoadBalancing::kRoundRobin;
+    changed.load_balancing = LoadBalancing::kRoundRobin;
   } else {
     return absl::InvalidArgumentError(absl::StrCat("--load_balancing is '", load_balancing,
                                                    "'; accepted: pick_first, round_robin"));
   }
-  if (absl::Status status = ReadTls(&options->tls); !status.ok()) return status;
-  return ReadToken(*options, &options->bearer_token);
+  if (absl::Status status = ReadTls(&changed.tls); !status.ok()) return status;
+  if (absl::Status status = ReadToken(changed, &changed.bearer_token); !status.ok()) return status;
+  *options = std::move(changed);
+  return absl::OkStatus();
 }
 
 std::string ConnectionFlagsHelp() {

@@ -13,9 +13,9 @@
 namespace flashbias::client {
 
 // Sets load_balancing, tls and bearer_token of `options`, reading the files; the rest is left as it
-// is. REQUIRES: options->target is set. Errors name flag and file, and show nothing of a key or a
-// token. INVALID_ARGUMENT: flags that are out of range or exclude each other, or what a file holds;
-// else what the system says of a file.
+// is, and all of it after an error. REQUIRES: options->target is set. Errors name flag and file,
+// and show nothing of a key or a token. INVALID_ARGUMENT: flags that are out of range or exclude
+// each other, or what a file holds; else what the system says of a file.
 absl::Status ConnectionOptionsFromFlags(AttentionClient::Options* options);
 
 // These flags for --help, to be printed after the program's own.

@@ -189,6 +189,25 @@ TEST_F(CallCommandTest, OutputsAreOpenedBeforeTheCall) {
   EXPECT_EQ(ReadNpy(command.out).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(CallCommandTest, CallsWithTheClientsOptions) {
+  std::string authorization;
+  const FakeServer server([&](int, grpc::ServerContext* context, const v1::AttendRequest& request,
+                              v1::AttendResponse* response) {
+    const auto& metadata = context->client_metadata();
+    if (const auto it = metadata.find("authorization"); it != metadata.end()) {
+      authorization = std::string(it->second.data(), it->second.size());
+    }
+    return Echo(request, response);
+  });
+  CallCommand command = Command();
+  command.client = {.target = server.target(), .bearer_token = "abc"};
+  const absl::Status status = Run(command);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(authorization, "Bearer abc");
+  command.client.tls.emplace();
+  EXPECT_EQ(Run(command).code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(CallCommandTest, DemoMakesItsOwnInputAndPrints) {
   ASSERT_TRUE(Run({.client = {.target = server_.target()}, .demo = true, .demo_len = 4}).ok());
   EXPECT_THAT(received_.q().shape(), ElementsAre(4, 50, 32));
