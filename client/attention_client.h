@@ -19,9 +19,9 @@
 //
 // - INVALID_ARGUMENT: a field is wrong; the message names it, what came and what is accepted.
 //   Nothing was sent.
-// - UNAVAILABLE: no server could be connected to; with TLS also where the handshake failed, and the
-//   message says why (where a server with TLS 1.3 refuses the client's certificate, only that the
-//   connection was closed).
+// - UNAVAILABLE: no server could be connected to, or it ended the call while it shut down. With TLS
+//   also where the handshake failed; the message says why, save where a server refuses the client's
+//   certificate: then it may say only that the connection was closed.
 // - RESOURCE_EXHAUSTED: the request without its tensors is larger than max_message_bytes, or that
 //   is too small to stream. Nothing was sent.
 // - CANCELLED: by the caller's Cancellation, or by the client's destruction.

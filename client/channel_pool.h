@@ -26,9 +26,9 @@ class ChannelPool {
  public:
   struct Options {
     std::string target;
-    std::string load_balancing_policy;  // gRPC's name of it
-    std::optional<TlsOptions> tls;      // checked (client/tls_validation.h); absent: plain text
-    bool use_http_proxy = true;         // that the environment names
+    std::string load_balancing_policy = "pick_first";  // gRPC's name of it
+    std::optional<TlsOptions> tls;  // checked (client/tls_validation.h); absent: plain text
+    bool use_http_proxy = true;     // that the environment names
     int num_connections = 1;
     int max_message_bytes = 0;  // sent and received
     std::string user_agent;
