@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
@@ -43,6 +44,12 @@ const char* PolicyName(LoadBalancing load_balancing) {
 absl::Status ValidateSecurity(const AttentionClient::Options& options) {
   if (options.tls.has_value()) {
     if (absl::Status status = ValidateTlsOptions(*options.tls); !status.ok()) return status;
+    // gRPC would look for the whole list in the certificate.
+    if (options.tls->server_name.empty() && absl::StrContains(options.target, ',')) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tls.server_name is empty; accepted with several addresses, '",
+                       options.target, "': the name that all of their certificates carry"));
+    }
   }
   if (options.bearer_token.empty()) return absl::OkStatus();
   absl::Status token = ValidateBearerToken(options.bearer_token, "bearer_token");

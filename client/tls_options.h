@@ -15,7 +15,8 @@ struct TlsOptions {
   // root, and the private key of the first, without passphrase. Both or neither.
   std::string certificate_chain = {};
   std::string private_key = {};
-  // Host name or IP address that the server's certificate must carry. Empty: the target's host.
+  // Host name or IP address that the server's certificate must carry. Empty: the target's
+  // host, localhost for "unix:PATH"; not to be empty where the target lists several addresses.
   std::string server_name = {};
 };
 

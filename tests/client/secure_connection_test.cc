@@ -109,8 +109,7 @@ TEST_F(SecureConnectionTest, TheCertificateMustCarryTheName) {
   const absl::Status right =
       Connect({.target = Address(server), .tls = tls})->GetServerInfo().status();
   EXPECT_TRUE(right.ok()) << right;
-  // A list of addresses has no name of its own.
-  const absl::Status list = Connect({.target = "ipv4:" + Address(server),
+  const absl::Status list = Connect({.target = "ipv4:" + Address(server) + "," + Address(server),
                                      .load_balancing = LoadBalancing::kRoundRobin,
                                      .tls = tls})
                                 ->GetServerInfo()
@@ -212,6 +211,11 @@ TEST_F(SecureConnectionTest, CreateNamesTheFieldThatIsWrong) {
   };
   EXPECT_THAT(message({.tls = TlsOptions{.root_certificates = "x"}}),
               HasSubstr("tls.root_certificates holds no certificate"));
+  const absl::Status list =
+      AttentionClient::Create({.target = "ipv4:10.0.0.1:1,10.0.0.2:1", .tls = TlsOptions{}})
+          .status();
+  EXPECT_EQ(list.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(list.message()), HasSubstr("tls.server_name is empty; accepted with"));
   EXPECT_THAT(message({.bearer_token = "secret\n"}),
               AllOf(HasSubstr("bearer_token: byte 7 of 7"), Not(HasSubstr("secret"))));
   EXPECT_THAT(message({.load_balancing = static_cast<LoadBalancing>(7)}),
