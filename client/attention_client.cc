@@ -8,12 +8,14 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "client/answer.h"
+#include "client/bearer_token.h"
 #include "client/channel_pool.h"
 #include "client/region_map.h"
 #include "client/region_placement.h"
@@ -21,11 +23,39 @@
 #include "client/retrying_call.h"
 #include "client/stream_call.h"
 #include "client/tensor_loans.h"
+#include "client/tls_validation.h"
 #include "client/wire_codec.h"
 #include "wire/chunk.h"
 
 namespace flashbias::client {
 namespace {
+
+// gRPC's name; null: the value is none of the enumeration.
+const char* PolicyName(LoadBalancing load_balancing) {
+  switch (load_balancing) {
+    case LoadBalancing::kPickFirst:
+      return "pick_first";
+    case LoadBalancing::kRoundRobin:
+      return "round_robin";
+  }
+  return nullptr;
+}
+
+absl::Status ValidateSecurity(const AttentionClient::Options& options) {
+  if (options.tls.has_value()) {
+    if (absl::Status status = ValidateTlsOptions(*options.tls); !status.ok()) return status;
+    // gRPC would look for the whole list in the certificate.
+    if (options.tls->server_name.empty() && absl::StrContains(options.target, ',')) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tls.server_name is empty; accepted with several addresses, '",
+                       options.target, "': the name that all of their certificates carry"));
+    }
+  }
+  if (options.bearer_token.empty()) return absl::OkStatus();
+  absl::Status token = ValidateBearerToken(options.bearer_token, "bearer_token");
+  if (!token.ok()) return token;
+  return CheckTokenStaysPrivate(options.target, options.tls.has_value(), "bearer_token", "tls");
+}
 
 absl::Status ValidateOptions(const AttentionClient::Options& options) {
   if (options.target.empty()) {
@@ -49,6 +79,12 @@ absl::Status ValidateOptions(const AttentionClient::Options& options) {
     return absl::InvalidArgumentError(absl::StrCat(
         "stream_above_bytes is ", options.stream_above_bytes, "; accepted: 0 or more"));
   }
+  if (PolicyName(options.load_balancing) == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("load_balancing is ",
+                                                   static_cast<int>(options.load_balancing),
+                                                   "; accepted: kPickFirst, kRoundRobin"));
+  }
+  if (absl::Status status = ValidateSecurity(options); !status.ok()) return status;
   return ValidateRetryPolicy(options.retry);
 }
 
@@ -63,6 +99,10 @@ const AttendRequest& ForwardOf(const AttendBackwardRequest& request) { return re
 
 ChannelPool::Options PoolOptions(const AttentionClient::Options& options) {
   return {.target = options.target,
+          .load_balancing_policy = PolicyName(options.load_balancing),
+          .tls = options.tls,
+          // A proxy would see a token that no TLS hides.
+          .use_http_proxy = options.bearer_token.empty() || options.tls.has_value(),
           .num_connections = options.num_connections,
           .max_message_bytes = static_cast<int>(options.max_message_bytes),
           .user_agent = options.user_agent.empty() ? "flashbias-client/" FLASHBIAS_VERSION
@@ -125,7 +165,8 @@ class AttentionClient::Impl {
     // The subscription's number is known only after the call exists, hence the shared cell.
     auto subscription = std::make_shared<int64_t>(-1);
     auto call = std::make_shared<RetryingCall>(
-        &pool_, options_.retry, Deadline(options), std::move(start_rpc), std::move(memory_is_free),
+        &pool_, options_.retry, Deadline(options), WithToken(std::move(start_rpc)),
+        std::move(memory_is_free),
         [this, id, cancellation, subscription,
          done = std::move(done)](absl::Status status) mutable {
           if (cancellation != nullptr) cancellation->Unsubscribe(*subscription);
@@ -221,6 +262,17 @@ class AttentionClient::Impl {
         },
         // What was sent may have been computed, and is too much to send twice unasked.
         [exchange] { return !exchange->accepted; });
+  }
+
+  // The same, with the token in the metadata of each attempt.
+  RetryingCall::StartRpc WithToken(RetryingCall::StartRpc start_rpc) const {
+    if (options_.bearer_token.empty()) return start_rpc;
+    return [this, start_rpc = std::move(start_rpc)](const ChannelPool::Connection& connection,
+                                                    grpc::ClientContext* context,
+                                                    std::function<void(grpc::Status)> on_done) {
+      context->AddMetadata("authorization", absl::StrCat("Bearer ", options_.bearer_token));
+      start_rpc(connection, context, std::move(on_done));
+    };
   }
 
   absl::Time Deadline(const CallOptions& options) const {

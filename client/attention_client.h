@@ -19,6 +19,9 @@
 //
 // - INVALID_ARGUMENT: a field is wrong; the message names it, what came and what is accepted.
 //   Nothing was sent.
+// - UNAVAILABLE: no server could be connected to, or it ended the call while it shut down. With TLS
+//   also where the handshake failed; the message says why, save where a server refuses the client's
+//   certificate: then it may say only that the connection was closed.
 // - RESOURCE_EXHAUSTED: the request without its tensors is larger than max_message_bytes, or that
 //   is too small to stream. Nothing was sent.
 // - CANCELLED: by the caller's Cancellation, or by the client's destruction.
@@ -29,6 +32,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/functional/any_invocable.h"
@@ -39,6 +43,7 @@
 #include "client/device_region.h"
 #include "client/retry_policy.h"
 #include "client/shared_region.h"
+#include "client/tls_options.h"
 
 namespace flashbias::client {
 
@@ -57,11 +62,19 @@ struct CallOptions {
   std::shared_ptr<Cancellation> cancellation = {};
 };
 
+// Which of the addresses that a target resolves to calls go to.
+enum class LoadBalancing {
+  kPickFirst,   // all calls to the first that answers, until it breaks
+  kRoundRobin,  // calls in turn to each address that is connected
+};
+
 class AttentionClient {
  public:
   struct Options {
-    std::string target = {};  // "host:port", "dns:///host:port", "unix:PATH"; not empty
-    // Connections, each call takes one that carries the fewest. Accepted: 1 to 256.
+    // "host:port", "dns:///host:port", "ipv4:ADDRESS:port,ADDRESS:port", "unix:PATH"; not empty.
+    std::string target = {};
+    // Connections, each call takes one that carries the fewest; with kRoundRobin that many to each
+    // address. Accepted: 1 to 256.
     int num_connections = 1;
     // Of calls that give neither timeout nor deadline; positive, InfiniteDuration() for none.
     absl::Duration default_timeout = absl::Seconds(60);
@@ -74,6 +87,13 @@ class AttentionClient {
     int64_t stream_above_bytes = int64_t{256} << 20;
     // Put before gRPC's own. Empty: "flashbias-client/<version>".
     std::string user_agent = {};
+    LoadBalancing load_balancing = LoadBalancing::kPickFirst;
+    // Absent: connections are plain text.
+    std::optional<TlsOptions> tls = {};
+    // Sent with each attempt of each call as "authorization: Bearer ...". Letters, digits, -._~+/
+    // and then = (RFC 6750's b64token); empty: none. Refused without tls, unless the target is
+    // "unix:PATH", localhost, 127.0.0.0/8 or [::1]; then no HTTP proxy is used either.
+    std::string bearer_token = {};
   };
 
   // Called exactly once.

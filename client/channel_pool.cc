@@ -10,6 +10,16 @@
 #include "wire/transport_options.h"
 
 namespace flashbias::client {
+namespace {
+
+std::shared_ptr<grpc::ChannelCredentials> CredentialsOf(const std::optional<TlsOptions>& tls) {
+  if (!tls.has_value()) return grpc::InsecureChannelCredentials();
+  return grpc::SslCredentials({.pem_root_certs = tls->root_certificates,
+                               .pem_private_key = tls->private_key,
+                               .pem_cert_chain = tls->certificate_chain});
+}
+
+}  // namespace
 
 ChannelPool::Lease::Lease(Lease&& other) noexcept
     : pool_(std::exchange(other.pool_, nullptr)), index_(other.index_) {}
@@ -37,6 +47,11 @@ ChannelPool::ChannelPool(const Options& options) {
   arguments.SetUserAgentPrefix(options.user_agent);
   // Without it gRPC gives channels of equal arguments one shared connection.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetLoadBalancingPolicyName(options.load_balancing_policy);
+  if (!options.use_http_proxy) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  if (options.tls.has_value() && !options.tls->server_name.empty()) {
+    arguments.SetSslTargetNameOverride(options.tls->server_name);
+  }
   // Retries are ours: gRPC's own would keep a second copy of every request.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   // A server that stopped reading or vanished ends its calls. It also bounds how long a write holds
@@ -50,9 +65,10 @@ ChannelPool::ChannelPool(const Options& options) {
       std::clamp<int64_t>(absl::ToInt64Milliseconds(options.initial_reconnect_backoff), 1, 1000));
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, backoff_ms);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
+  const std::shared_ptr<grpc::ChannelCredentials> credentials = CredentialsOf(options.tls);
   for (int n = 0; n < options.num_connections; ++n) {
     connections_.push_back(std::make_unique<Connection>(
-        grpc::CreateCustomChannel(options.target, grpc::InsecureChannelCredentials(), arguments)));
+        grpc::CreateCustomChannel(options.target, credentials, arguments)));
   }
   absl::MutexLock lock(&mutex_);
   outstanding_.assign(connections_.size(), 0);

@@ -1,4 +1,6 @@
-// Several connections to one server; each call takes one that carries the fewest calls.
+// Several connections to one target; each call takes one that carries the fewest calls. A
+// connection is a gRPC channel: where it balances, it has a TCP connection to each address of the
+// target.
 //
 // Thread-safety: thread-safe. Ownership: leases point into the pool, which must outlive them.
 #ifndef FLASHBIAS_CLIENT_CHANNEL_POOL_H_
@@ -13,6 +15,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "client/tls_options.h"
 #include "flashbias/v1/attention.grpc.pb.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/generic/generic_stub.h"
@@ -23,6 +26,9 @@ class ChannelPool {
  public:
   struct Options {
     std::string target;
+    std::string load_balancing_policy = "pick_first";  // gRPC's name of it
+    std::optional<TlsOptions> tls;  // checked (client/tls_validation.h); absent: plain text
+    bool use_http_proxy = true;     // that the environment names
     int num_connections = 1;
     int max_message_bytes = 0;  // sent and received
     std::string user_agent;

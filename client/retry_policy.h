@@ -13,6 +13,7 @@
 namespace flashbias::client {
 
 // Only UNAVAILABLE is tried again: nothing was computed, and the same or another server may answer.
+// CANCELLED that did not come from the caller counts as that.
 struct RetryPolicy {
   int max_attempts = 4;  // the first included; 1: no retries. Accepted: 1 to 100
   absl::Duration initial_backoff = absl::Milliseconds(50);  // before the second attempt; positive

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/random/random.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/wire_codec.h"
 
@@ -99,6 +100,11 @@ void RetryingCall::OnAttemptDone(const grpc::Status& grpc_status) {
   if (cancelled) {
     Finish(CancelledByCaller());
     return;
+  }
+  // Not the caller then: gRPC's servers end calls so that came while they shut down.
+  if (absl::IsCancelled(status)) {
+    status = absl::UnavailableError(
+        absl::StrCat("the server ended the call: ", absl::string_view(status.message())));
   }
   if (may_retry_ != nullptr && !may_retry_()) {
     Finish(std::move(status));

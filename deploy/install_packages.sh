@@ -16,7 +16,9 @@ packages=(
   # gRPC, protobuf and abseil
   libabsl-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   # what the CMake files of those look for
-  libc-ares-dev libre2-dev libssl-dev zlib1g-dev
+  libc-ares-dev libre2-dev zlib1g-dev
+  # checks of certificates and keys; gRPC's TLS too
+  libssl-dev
   # metrics, logs, JSON
   prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev
   # SIMD and threads of the CPU backend

@@ -44,9 +44,10 @@ check_tree() {
   rule '^client/load/' '' '^(kernels/|server/|tests/|prometheus/|hwy/|tbb/|oneapi/)' \
     'the load generator sees the reference beside what the client sees' \
     '^kernels/((dtype|alibi|attention_problem)\.h$|reference/)'
-  rule '^client/(attention_client|attention_types|cancellation|retry_policy|shared_region|device_region)\.h$' '' \
+  rule '^client/(attention_client|attention_types|cancellation|retry_policy|shared_region|device_region|tls_options)\.h$' '' \
     "$wire|^wire/|^client/(wire_codec|channel_pool|retrying_call|stream_call|tensor_loans|region_connection|region_map|region_placement)" \
     'public headers of the client show neither protobuf nor gRPC'
+  rule '^client/' '^client/tls_validation\.cc$' '^openssl/' 'OpenSSL stays in client/tls_validation.cc'
   rule '^client/(call|examples|load|flags)/' '' "$wire|^wire/" 'the programs use the client library, not the wire'
   return "$found"
 }
@@ -153,6 +154,9 @@ self_test() {
   expect fail client/attention_client.h flashbias/v1/attention.pb.h
   expect fail client/attention_client.h grpcpp/grpcpp.h
   expect fail client/a.cc server/batch.h
+  expect fail client/tls_options.h grpcpp/grpcpp.h
+  expect fail client/channel_pool.cc openssl/pem.h
+  expect pass client/tls_validation.cc openssl/pem.h
   expect fail client/shared_region.h wire/unique_fd.h
   expect fail wire/region_protocol.h grpcpp/grpcpp.h
   expect pass client/load/verifier.h kernels/reference/reference_attention.h

@@ -240,7 +240,7 @@ void Print(const AttendResult& result, absl::Duration elapsed, std::ostream& out
 }  // namespace
 
 absl::Status CheckCallCommand(const CallCommand& command) {
-  if (command.target.empty()) {
+  if (command.client.target.empty()) {
     return absl::InvalidArgumentError("--target is empty; accepted: host:port");
   }
   if (command.left_window < 0) {
@@ -315,8 +315,10 @@ absl::Status RunCallCommand(const CallCommand& command, std::ostream& out) {
   CallInputs inputs;
   absl::StatusOr<AttendRequest> request = MakeRequest(command, &inputs);
   if (!request.ok()) return request.status();
-  absl::StatusOr<std::unique_ptr<AttentionClient>> client = AttentionClient::Create(
-      {.target = command.target, .max_message_bytes = std::numeric_limits<int32_t>::max()});
+  AttentionClient::Options options = command.client;
+  options.max_message_bytes = std::numeric_limits<int32_t>::max();
+  absl::StatusOr<std::unique_ptr<AttentionClient>> client =
+      AttentionClient::Create(std::move(options));
   if (!client.ok()) return client.status();
   // An answer that cannot be written is not asked for.
   CallOutputs outputs;

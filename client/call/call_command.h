@@ -13,12 +13,13 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "client/attention_client.h"
 #include "kernels/dtype.h"
 
 namespace flashbias::client {
 
 struct CallCommand {
-  std::string target = {};
+  AttentionClient::Options client = {};  // its max_message_bytes is not used: it is the largest
   bool demo = false;  // 1 x 50 heads x 32, seed slopes, causal, float16, standard normal
   int64_t demo_len = 1024;
   uint64_t demo_seed = 1;

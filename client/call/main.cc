@@ -14,11 +14,13 @@
 #include "absl/types/optional.h"
 #include "client/call/call_command.h"
 #include "client/flags/command_line.h"
+#include "client/flags/connection_flags.h"
 #include "client/flags/dtype_flag.h"
 
 using List = std::vector<std::string>;
 
-ABSL_FLAG(std::string, target, "localhost:8471", "server: host:port or unix:PATH");
+ABSL_FLAG(std::string, target, "localhost:8471",
+          "server: host:port, unix:PATH, or ipv4:ADDRESS:port,ADDRESS:port for several");
 ABSL_FLAG(std::string, q, "", ".npy file of q, [total_q, heads, head_dim]");
 ABSL_FLAG(std::string, k, "", ".npy file of k, [total_kv, kv_heads, head_dim]");
 ABSL_FLAG(std::string, v, "", ".npy file of v, [total_kv, kv_heads, head_dim]");
@@ -73,7 +75,7 @@ absl::Status Integers(const char* name, const List& texts, std::vector<int64_t>*
 }
 
 absl::StatusOr<CallCommand> CommandFromFlags() {
-  CallCommand command{.target = absl::GetFlag(FLAGS_target),
+  CallCommand command{.client = {.target = absl::GetFlag(FLAGS_target)},
                       .demo = absl::GetFlag(FLAGS_demo),
                       .demo_len = absl::GetFlag(FLAGS_demo_len),
                       .demo_seed = absl::GetFlag(FLAGS_demo_seed),
@@ -116,6 +118,7 @@ absl::StatusOr<CallCommand> CommandFromFlags() {
     if (absl::Status status = Integers(name, texts, values); !status.ok()) return status;
   }
   if (absl::Status status = CheckCallCommand(command); !status.ok()) return status;
+  if (auto status = ConnectionOptionsFromFlags(&command.client); !status.ok()) return status;
   return command;
 }
 
@@ -129,9 +132,10 @@ int Main(absl::Span<const char* const> arguments) {
   if (!line.ok()) return Fail(line.status(), 2);
   if (line->help) {
     std::cout << HelpText(
-        "flashbias-call --q=q.npy --k=k.npy --v=v.npy --alibi=seed --out=o.npy\n"
-        "flashbias-call --demo\n",
-        "client/call/");
+                     "flashbias-call --q=q.npy --k=k.npy --v=v.npy --alibi=seed --out=o.npy\n"
+                     "flashbias-call --demo\n",
+                     "client/call/")
+              << ConnectionFlagsHelp();
     return 0;
   }
   const absl::StatusOr<CallCommand> command = CommandFromFlags();

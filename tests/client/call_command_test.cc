@@ -56,7 +56,7 @@ class CallCommandTest : public testing::Test {
 
   // A command over files of 2 queries, 3 keys, 2 heads, head_dim 2.
   CallCommand Command() {
-    CallCommand command{.target = server_.target()};
+    CallCommand command{.client = {.target = server_.target()}};
     command.q = Write<float>("q", NpyType::kFloat32, {2, 2, 2}, {1, 2, 3, 4, 5, 6, 7, 8});
     command.k = Write<float>("k", NpyType::kFloat32, {3, 2, 2}, std::vector<float>(12, 1));
     command.v = Write<float>("v", NpyType::kFloat32, {3, 2, 2}, std::vector<float>(12, 2));
@@ -189,8 +189,27 @@ TEST_F(CallCommandTest, OutputsAreOpenedBeforeTheCall) {
   EXPECT_EQ(ReadNpy(command.out).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(CallCommandTest, CallsWithTheClientsOptions) {
+  std::string authorization;
+  const FakeServer server([&](int, grpc::ServerContext* context, const v1::AttendRequest& request,
+                              v1::AttendResponse* response) {
+    const auto& metadata = context->client_metadata();
+    if (const auto it = metadata.find("authorization"); it != metadata.end()) {
+      authorization = std::string(it->second.data(), it->second.size());
+    }
+    return Echo(request, response);
+  });
+  CallCommand command = Command();
+  command.client = {.target = server.target(), .bearer_token = "abc"};
+  const absl::Status status = Run(command);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(authorization, "Bearer abc");
+  command.client.tls.emplace();
+  EXPECT_EQ(Run(command).code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(CallCommandTest, DemoMakesItsOwnInputAndPrints) {
-  ASSERT_TRUE(Run({.target = server_.target(), .demo = true, .demo_len = 4}).ok());
+  ASSERT_TRUE(Run({.client = {.target = server_.target()}, .demo = true, .demo_len = 4}).ok());
   EXPECT_THAT(received_.q().shape(), ElementsAre(4, 50, 32));
   EXPECT_EQ(received_.q().dtype(), v1::DTYPE_FLOAT16);
   const std::vector<float> slopes = SeedAlibiSlopes(50);
@@ -227,7 +246,7 @@ TEST_F(CallCommandTest, ErrorsNameTheFlagOrTheFile) {
   command.alibi = Write<uint16_t>("slopes_u2", NpyType::kUint16, {2}, {1, 2});
   EXPECT_THAT(message(command), HasSubstr("uint16 is not read here"));
   command = Command();
-  command.target = "";
+  command.client.target = "";
   EXPECT_THAT(message(command), HasSubstr("--target is empty"));
   command = Command();
   command.eps = 1;

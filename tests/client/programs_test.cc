@@ -59,16 +59,32 @@ TEST(ProgramsTest, LoadEndsWith2WhenTheCommandLineIsWrong) {
 }
 
 TEST(ProgramsTest, CallEndsWith2WhenTheCommandLineIsWrong) {
-  for (const Wrong& wrong : {Wrong{"--demo --target=", "--target is empty; accepted: host:port"},
-                             Wrong{"--demo --timeout=0", "--timeout is 0; accepted"},
-                             Wrong{"--demo --eps=1", "--eps is 1; accepted: 0 to 2^-8"},
-                             Wrong{"--demo --alibi=standart", "--alibi is 'standart'; accepted"},
-                             Wrong{"--phi_dtype=x", "--phi_dtype is 'x'; accepted: auto"},
-                             Wrong{"", "--q is missing"}}) {
+  for (const Wrong& wrong :
+       {Wrong{"--demo --target=", "--target is empty; accepted: host:port"},
+        Wrong{"--demo --timeout=0", "--timeout is 0; accepted"},
+        Wrong{"--demo --eps=1", "--eps is 1; accepted: 0 to 2^-8"},
+        Wrong{"--demo --alibi=standart", "--alibi is 'standart'; accepted"},
+        Wrong{"--phi_dtype=x", "--phi_dtype is 'x'; accepted: auto"},
+        Wrong{"--demo --tls_ca_file=x", "--tls_ca_file is given without --tls"},
+        Wrong{"--demo --tls --tls_ca_file=/nowhere/ca.pem",
+              "--tls_ca_file: /nowhere/ca.pem: cannot read"},
+        Wrong{"--demo --target=10.0.0.1:1 --token_file=/nowhere/token",
+              "--token_file is given without --tls for the target"},
+        Wrong{"--demo --load_balancing=x", "--load_balancing is 'x'; accepted"},
+        Wrong{"", "--q is missing"}}) {
     const Ended ended = RunProgram(std::string(FLASHBIAS_CALL " ") + wrong.arguments);
     EXPECT_EQ(ended.exit_code, 2) << wrong.arguments;
     EXPECT_THAT(ended.output, HasSubstr(wrong.message));
   }
+}
+
+TEST(ProgramsTest, HelpShowsTheFlagsOfTheConnectionAfterTheProgramsOwn) {
+  const Ended ended = RunProgram(FLASHBIAS_CALL " --help");
+  EXPECT_EQ(ended.exit_code, 0);
+  const size_t heading = ended.output.find("\nThe connection:\n");
+  ASSERT_NE(heading, std::string::npos);
+  EXPECT_LT(ended.output.find("--target"), heading);
+  EXPECT_GT(ended.output.find("--tls_ca_file"), heading);
 }
 
 TEST(ProgramsTest, LoadOpensItsReportBeforeItConnects) {

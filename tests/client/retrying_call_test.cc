@@ -48,6 +48,33 @@ TEST_F(RetryingCallTest, DoneWaitsUntilTheMemoryIsFree) {
   EXPECT_GT(looks, 2);
 }
 
+TEST_F(RetryingCallTest, CancelledByTheServerIsUnavailable) {
+  constexpr RetryPolicy kTwice = {.max_attempts = 2,
+                                  .initial_backoff = absl::Milliseconds(1),
+                                  .max_backoff = absl::Milliseconds(1)};
+  for (const int failures : {1, 2}) {
+    int attempts = 0;
+    absl::Notification done;
+    absl::Status result;
+    const auto call = std::make_shared<RetryingCall>(
+        &pool_, kTwice, absl::InfiniteFuture(),
+        [&](const ChannelPool::Connection&, grpc::ClientContext*,
+            const std::function<void(grpc::Status)>& on_done) {
+          on_done(++attempts <= failures ? grpc::Status::CANCELLED : grpc::Status::OK);
+        },
+        [] { return true; },
+        [&](absl::Status status) {
+          result = std::move(status);
+          done.Notify();
+        });
+    call->Start();
+    ASSERT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(60)));
+    EXPECT_EQ(attempts, 2);
+    EXPECT_EQ(result.code(),
+              failures == 1 ? absl::StatusCode::kOk : absl::StatusCode::kUnavailable);
+  }
+}
+
 TEST_F(RetryingCallTest, DoneComesAtOnceWhereTheMemoryIsFree) {
   bool done = false;
   const auto call = std::make_shared<RetryingCall>(
