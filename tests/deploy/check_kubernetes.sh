@@ -59,4 +59,5 @@ if ((${#self_test[@]} == 0)); then
   "$repo/deploy/kubernetes/components/monitoring/generate.sh" --check
 fi
 say "Manifests"
-PATH=$venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$here/check_kubernetes.py" "${self_test[@]}" "$repo" "$server"
+export PATH=$venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+python "$here/check_kubernetes.py" "${self_test[@]}" "$repo" "$server"

@@ -12,9 +12,6 @@ ENDING_SECONDS = 4
 
 
 def check_objects(m):
-    names = [(o["kind"], o["metadata"]["name"]) for o in m.objects]
-    for name in {n for n in names if names.count(n) > 1}:
-        yield f"two objects {name}"
     namespace = m.one("Namespace")["metadata"]["name"]
     for item in m.objects:
         if item["kind"] != "Namespace" and item["metadata"].get("namespace") != namespace:

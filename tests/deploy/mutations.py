@@ -1,9 +1,6 @@
 """Faults, each of which check_kubernetes.py must see: where, what is replaced with what, and how the failure reads."""
 
 import re
-import shutil
-import tempfile
-from pathlib import Path
 
 BASE = "deploy/kubernetes/base/"
 CPU = "deploy/kubernetes/overlays/cpu/"
@@ -15,6 +12,13 @@ RULES = "deploy/kubernetes/components/monitoring/prometheus_rules.yaml"
 RATE = "deploy/kubernetes/components/autoscaling/rate_trigger.yaml"
 GRAFANA = "deploy/grafana/kustomization.yaml"
 DEPLOYMENT = BASE + "deployment.yaml"
+
+HPA = """apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: flashbias}
+spec: {maxReplicas: 4, scaleTargetRef: {kind: Deployment, name: flashbias}}
+---
+"""
 
 # By the check that must see them.
 MUTATIONS = {
@@ -44,6 +48,9 @@ MUTATIONS = {
         (BASE + "service.yaml", "Addresses: false", "Addresses: true", "not ready"),
         (DEPLOYMENT, "port: 8471\n              service", "port: 8472\n              service", "startupProbe asks"),
         (DEPLOYMENT, "port: metrics", "port: grpc", "livenessProbe"),
+        (DEPLOYMENT, "path: /metrics", "path: /", "livenessProbe"),
+        (BASE + "service.yaml", "    - name: metrics\n      port: 8472\n      targetPort: metrics\n", "",
+         "its ports are not"),
         # network
         (BASE + "network_policy.yaml", "  egress: []", "  egress: [{}]", "egress is not denied"),
         (BASE + "network_policy.yaml", "port: metrics", "port: grpc", "ingress to"),
@@ -65,6 +72,7 @@ MUTATIONS = {
         (CPU + "backend.flags", "--backend=cpu", "--backend=cpu\n--max_stream_bytes=17179869184", "memory limit"),
         (BASE + "server.flags", "--log_format", "--max_queue_requests=99\n--log_format", "rules take --max_queue"),
         (DEPLOYMENT, "server.flags,/etc", "server.flag,/etc", "refuses its flags"),
+        (BASE + "server.flags", "--max_connection_age_grace=10m", "--max_connection_age_grace=inf", "age_grace is"),
         # image and security
         (CPU + "kustomization.yaml", "newTag: 0.1.0", "newTag: 9.9.9", "the image is"),
         (DEPLOYMENT, "command: [flashbias-server]", "command: [flashbias]", "the command is"),
@@ -75,10 +83,16 @@ MUTATIONS = {
         (DEPLOYMENT, "drop: [ALL]", "drop: [NET_RAW]", "security: capabilities"),
         (DEPLOYMENT, "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "security: readOnly"),
         (DEPLOYMENT, "automountServiceAccountToken: false", "automountServiceAccountToken: true", "security: token"),
+        (DEPLOYMENT, "runAsGroup: 10001", "runAsGroup: 0", "security: runAsGroup"),
+        (DEPLOYMENT, "Escalation: false", "Escalation: true", "security: allowPrivilegeEscalation"),
+        (DEPLOYMENT, "Escalation: false", "Escalation: false\n            privileged: true", "security: privileged"),
+        (DEPLOYMENT, "enableServiceLinks: false", "hostNetwork: true", "security: host"),
+        (BASE + "service_account.yaml", "Token: false", "Token: true", "security: token"),
         # capacity and scaling
         (DEPLOYMENT, "maxUnavailable: 0", "maxUnavailable: 1", "below capacity"),
         (DEPLOYMENT, "spec:\n  selector", "spec:\n  replicas: 2\n  selector", "replicas is set"),
         (BASE + "pod_disruption_budget.yaml", "maxUnavailable: 1", "maxUnavailable: 2", "2 of 2 replicas"),
+        (BASE + "namespace.yaml", "apiVersion: v1\n", HPA + "apiVersion: v1\n", "HorizontalPodAutoscaler beside"),
         (SCALED, "minReplicaCount: 2", "minReplicaCount: 1", "1 of 1 replicas"),
         (SCALED, "maxReplicaCount: 8", "maxReplicaCount: 2", "minReplicaCount"),
         (SCALED, "name: flashbias\n  # Two", "name: other\n  # Two", "its target"),
@@ -89,8 +103,7 @@ MUTATIONS = {
         (SCALED, "[2m])) == 0", "[2m]) == 0", "promtool test rules"),
         (SCALED, "          or sum(rate(flashbias_requests_total", "          or 1 + sum(rate(flashbias_requests_total",
          "promtool test rules"),
-        (SCALED, "(sum(rate(flashbias_stage_duration_seconds_count", "(count(rate(flashbias_stage_duration_seconds_count",
-         "promtool test rules"),
+        (SCALED, "/ (sum(rate(flashbias_stage_duration", "/ (count(rate(flashbias_stage_duration", "promtool test rules"),
         # monitoring
         (MONITOR, "jobLabel: app.kubernetes.io/name", "jobLabel: app.kubernetes.io/component", "the job is"),
         (MONITOR, "- port: metrics", "- port: grpc", "port metrics alone"),
@@ -98,6 +111,7 @@ MUTATIONS = {
         (RULES, "expr: vector(1024)", "expr: vector(1025)", "not the rules of deploy/prometheus"),
         (RULES, "expr: vector(1024)", "expr: vector(", "promtool check rules"),
         (GRAFANA, 'grafana_dashboard: "1"', 'grafana_dashboard: "0"', "sidecar"),
+        (GRAFANA, "dashboards/flashbias-batching.json", "dashboards/flashbias-overview.json", "overview.json: twice"),
         (GRAFANA, "dashboards/flashbias-overview.json", "README.md", "flashbias-overview.json: its ConfigMap"),
         (CPU + "deployment_patch.yaml", 'cpu: "8"\n            limits:', 'cpu: "8"\n            limits:\n              '
          'nvidia.com/gpu: "1"', "overlay cpu: 1 GPUs"),
@@ -112,6 +126,8 @@ MUTATIONS = {
          "toleration False"),
     ],
     "base": [
+        (BASE + "kustomization.yaml", "  - service.yaml\n",
+         "  - service.yaml\n  - ../components/monitoring/service_monitor.yaml\n", "kustomize base"),
         (DEPLOYMENT, "spec:\n  selector", "spec:\n  replicas: 2\n  selector", "base: has"),
     ],
     "variants": [
@@ -130,34 +146,31 @@ MUTATIONS = {
         (DEPLOYMENT, "service: flashbias.v1.AttentionService", "service: flashbias.v2.AttentionService", "NOT_FOUND"),
         (SCALED, 'stage="queue"', 'stage="queueing"', "the server exports no"),
         (SCALED, "flashbias_rejected_total", "flashbias_refused_total", "the server exports no"),
-        (BASE + "server.flags", "--log_format", "--port_file=/nowhere\n--reflection=maybe\n--log_format", "does not serve"),
+        (BASE + "server.flags", "--log_format",
+         "--port_file=/nowhere\n--reflection=maybe\n--log_format", "does not serve"),
     ],
 }
 
 
-def check_mutations(repo, checks):
-    """checks: by the names above, what gives a tree's failures."""
-    with tempfile.TemporaryDirectory() as name:
-        tree = Path(name)
-        shutil.copytree(repo / "deploy", tree / "deploy")
-        shutil.copy(repo / "Dockerfile", tree)
-        for check, mutations in MUTATIONS.items():
-            # Where the unbroken tree fails, faults would seem seen that are not.
-            unbroken = checks[check](tree)
-            yield from (f"unbroken: {failure}" for failure in unbroken)
-            for mutation in mutations:
-                yield from unseen(tree, checks[check], unbroken, *mutation)
-            print(f"{check}: {len(mutations)} faults")
+def check_mutations(tree, checks):
+    """checks: by the names above, what gives the tree's failures."""
+    for check, mutations in MUTATIONS.items():
+        # A failure of the unbroken tree is no sign of a fault.
+        unbroken = checks[check]()
+        yield from (f"unbroken: {failure}" for failure in unbroken)
+        for mutation in mutations:
+            yield from unseen(tree, checks[check], unbroken, *mutation)
+        print(f"{check}: {len(mutations)} faults")
 
 
-def unseen(tree, failures_in, unbroken, file, old, new, wanted):
+def unseen(tree, failures, unbroken, file, old, new, wanted):
     path = tree / file
     text = path.read_text()
     if old not in text:
         yield f"{file}: there is no {old!r} to replace"
         return
     path.write_text(text.replace(old, new, 1))
-    failures = [failure for failure in failures_in(tree) if failure not in unbroken]
+    found = [failure for failure in failures() if failure not in unbroken]
     path.write_text(text)
-    if not any(re.search(wanted, failure, re.DOTALL) for failure in failures):
-        yield f"{file}: {old!r} replaced with {new!r} is not seen as {wanted!r}: {failures}"
+    if not any(re.search(wanted, failure, re.DOTALL) for failure in found):
+        yield f"{file}: {old!r} replaced with {new!r} is not seen as {wanted!r}: {found}"

@@ -71,5 +71,6 @@ def check_queries(m):
             # Rounded: the last bits are no matter.
             samples = [] if value is None else [{"labels": "{}", "value": value}]
             test = {"expr": f"round({query}, 0.001)", "eval_time": "5m", "exp_samples": samples}
-            tests.append({"name": situation, "interval": "10s", "input_series": input_series, "promql_expr_test": [test]})
+            tests.append({"name": situation, "interval": "10s", "input_series": input_series})
+            tests[-1]["promql_expr_test"] = [test]
     yield from promtool(["test", "rules"], {"evaluation_interval": "10s", "tests": tests})
