@@ -103,7 +103,7 @@ MUTATIONS = {
         (SCALED, "[2m])) == 0", "[2m]) == 0", "promtool test rules"),
         (SCALED, "          or sum(rate(flashbias_requests_total", "          or 1 + sum(rate(flashbias_requests_total",
          "promtool test rules"),
-        (SCALED, "/ (sum(rate(flashbias_stage_duration", "/ (count(rate(flashbias_stage_duration", "promtool test rules"),
+        (SCALED, "/ (sum(rate(flashbias_stage", "/ (count(rate(flashbias_stage", "promtool test rules"),
         # monitoring
         (MONITOR, "jobLabel: app.kubernetes.io/name", "jobLabel: app.kubernetes.io/component", "the job is"),
         (MONITOR, "- port: metrics", "- port: grpc", "port metrics alone"),
