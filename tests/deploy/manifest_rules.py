@@ -7,7 +7,7 @@ import yaml
 
 from manifests import canonical, quantity, seconds
 
-# Cutting short and closing connections, then the metrics endpoint (server/README.md).
+# At most: cutting short and closing connections, then the metrics endpoint.
 ENDING_SECONDS = 4
 
 
