@@ -5,6 +5,8 @@
 #   deploy/install_packages.sh --checks   the same, clang, clang-format and clang-tidy as well
 #   deploy/install_packages.sh --observability
 #                                         the same, and Prometheus, for tests/observability/check.sh
+#   deploy/install_packages.sh --kubernetes
+#                                         the same, for tests/deploy/check_kubernetes.sh
 #
 # Debian 12 and Ubuntu 24.04. Does nothing, and needs no network, when all are there. Uses sudo when
 # it is not run by root.
@@ -33,8 +35,9 @@ case "${1:-}" in
   '') ;;
   --checks) packages+=(clang clang-format clang-tidy) ;;
   --observability) packages+=(prometheus python3) ;;
+  --kubernetes) packages+=(prometheus python3 python3-venv) ;;
   *)
-    echo "usage: $0 [--checks | --observability]" >&2
+    echo "usage: $0 [--checks | --observability | --kubernetes]" >&2
     exit 2
     ;;
 esac
