@@ -37,7 +37,6 @@ def check_overlay(repo, overlay, server):
     yield from rules.check_network(m)
     yield from rules.check_ending(m, flags)
     yield from rules.check_flags(m, flags, overlay)
-    yield from rules.check_limits_of_alerts(m, flags)
     yield from rules.check_image(m, overlay, server, (repo / "Dockerfile").read_text())
     yield from rules.check_security(m)
     yield from rules.check_capacity(m)

@@ -115,17 +115,6 @@ def check_flags(m, flags, overlay):
         yield f"{' and '.join(held)} take more than three quarters of the memory limit"
 
 
-def check_limits_of_alerts(m, flags):
-    """The rules repeat limits that are flags; a rule that does not exist has nothing to repeat."""
-    for rules in m.all("PrometheusRule"):
-        for group in rules["spec"]["groups"]:
-            for rule in group["rules"]:
-                limit = re.fullmatch(r"flashbias:(\w+):limit", rule.get("record", ""))
-                constant = limit and re.fullmatch(r"vector\((\d+)\)", rule["expr"].strip())
-                if constant and flags.get(limit[1]) != constant[1]:
-                    yield f"the rules take --{limit[1]} to be {constant[1]}, the flags say {flags.get(limit[1])}"
-
-
 def check_image(m, overlay, server, dockerfile):
     version = subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
     tag = f"{version}-{'cuda' if overlay == 'gpu' else 'cpu'}"
