@@ -94,6 +94,12 @@ name=flashbias-$version-linux-x86_64-glibc$glibc
 driver="It has CPU kernels only."
 if [[ $kernels != CPU ]]; then
   driver="GPUs need NVIDIA's driver, 580 or later, and nothing else of CUDA."
+  # The CUDA runtime is linked statically. Its licence lies where the toolkit's packages put it.
+  toolkit=$(sed -n 's|^CMAKE_CUDA_COMPILER:[A-Z]*=\(.*\)/bin/nvcc$|\1|p' "$build/CMakeCache.txt")
+  for licence in "$toolkit"/EULA.txt "$toolkit"/dist-info/nvidia_cuda_runtime-*/licenses/License.txt; do
+    [[ ! -e $licence ]] || cp "$licence" "$root/licences/cuda-runtime"
+  done
+  [[ -e $root/licences/cuda-runtime ]] || fail "$toolkit has no licence of the CUDA runtime, which the archive has to hold"
 fi
 cat >"$root/README" <<END
 FlashBias Serve $version: attention with ALiBi or low-rank bias as a gRPC service.

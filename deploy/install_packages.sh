@@ -5,6 +5,9 @@
 #   deploy/install_packages.sh --checks   the same, clang, clang-format and clang-tidy as well
 #   deploy/install_packages.sh --observability
 #                                         the same, and Prometheus, for tests/observability/check.sh
+#   deploy/install_packages.sh --containers
+#                                         the same, and what builds and runs images and archives, for
+#                                         deploy/bundle.sh and tests/deploy
 #
 # Debian 12 and Ubuntu 24.04. Does nothing, and needs no network, when all are there. Uses sudo when
 # it is not run by root.
@@ -31,8 +34,9 @@ case "${1:-}" in
   '') ;;
   --checks) packages+=(clang clang-format clang-tidy) ;;
   --observability) packages+=(prometheus python3) ;;
+  --containers) packages+=(buildah debootstrap patchelf prometheus python3 python3-venv runc xz-utils) ;;
   *)
-    echo "usage: $0 [--checks | --observability]" >&2
+    echo "usage: $0 [--checks | --observability | --containers]" >&2
     exit 2
     ;;
 esac

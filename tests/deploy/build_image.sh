@@ -50,14 +50,15 @@ done
 store=$repo/build/images
 mkdir -p "$store/tmp"
 export TMPDIR=$store/tmp # the cache mounts of RUN lie there
+exec {lock}>"$store/lock"
+flock --nonblock "$lock" || fail "another run of this script uses $store"
 work=$(mktemp -d)
-working=()
 
 b() { buildah --root "$store/root" --runroot "$store/run" --storage-driver vfs "$@"; }
 
 stop() {
-  local code=$? one
-  for one in "${working[@]}"; do b rm "$one" >/dev/null 2>&1 || true; done
+  local code=$?
+  b rm --all >/dev/null 2>&1 || true
   if ((code != 0)); then
     for log in base build; do
       [[ ! -s $work/$log.log ]] || { say "The end of $log's log:"; tail -n 25 "$work/$log.log"; }
@@ -72,7 +73,6 @@ trap 'exit 143' TERM
 # open IMAGE: a container of it, or of nothing (scratch), in $made, its files at $files.
 open() {
   made=$(b from --pull-never "$1")
-  working+=("$made")
   files=$(b mount "$made")
 }
 exists() { b inspect --type image "$1" >/dev/null 2>&1; }
@@ -110,7 +110,20 @@ make_cuda_base() {
   (cd "$toolkit/" && find . ! -type d ! -path './nsight*' ! -path './compute-sanitizer/*' ! -path './extras/*' \
     \( ! -path '*/lib/*' -a ! -path '*/lib64/*' -o -path './nvvm/*' -o -name 'libcudart*' -o -name 'libcudadevrt*' \) -print0) |
     tar -C "$toolkit/" --null --files-from=- -c | tar -C "$files$toolkit" -x
+  # As NVIDIA's images have it.
+  b config --env PATH="$toolkit/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" "$made"
   b commit --quiet "$made" "$base-cuda" >/dev/null
+}
+
+# build STAGE KIND BUILD_IMAGE [OPTION...]: STAGE of the Dockerfile; '' is the image.
+build() {
+  local stage=$1 kind=$2 build_image=$3 with_cuda=OFF
+  shift 3
+  [[ $kind == cpu ]] || with_cuda=ON
+  b bud --isolation chroot --format docker --pull-never "$@" --tag "localhost/flashbias${stage:+-$stage}:$kind" \
+    --build-arg BUILD_IMAGE="$build_image" --build-arg RUNTIME_IMAGE="$base" --build-arg WITH_CUDA="$with_cuda" \
+    --build-arg VERSION="$version" --build-arg REVISION="$revision" "$repo" >"$work/build.log" 2>&1 ||
+    fail "building the $kind image"
 }
 
 version=$(sed -n 's/^project(flashbias VERSION \([0-9.]*\).*/\1/p' "$repo/CMakeLists.txt")
@@ -118,28 +131,21 @@ revision=$(git -C "$repo" rev-parse HEAD 2>/dev/null || echo unknown)
 
 for kind in "${kinds[@]}"; do
   build_image=$base
-  with_cuda=OFF
   if ! exists "$base"; then
     say "Base image: $codename, by debootstrap"
     make_base
   fi
   if [[ $kind == cuda ]]; then
     build_image=$base-cuda
-    with_cuda=ON
     if ! exists "$build_image"; then
       say "Base image of the build: the same with the CUDA toolkit"
       make_cuda_base
     fi
   fi
   say "Building the $kind image"
-  # The stage of packages has a name, so that it outlives the pruning below.
-  for target in packages ''; do
-    b bud --isolation chroot --format docker --pull-never --layers ${target:+--target "$target"} \
-      --tag "localhost/flashbias${target:+-$target}:$kind" \
-      --build-arg BUILD_IMAGE="$build_image" --build-arg RUNTIME_IMAGE="$base" --build-arg WITH_CUDA="$with_cuda" \
-      --build-arg VERSION="$version" --build-arg REVISION="$revision" "$repo" >"$work/build.log" 2>&1 ||
-      fail "building the $kind image"
-  done
+  # Packages first, by a name of their own: they stay for the next time, while sources change.
+  build packages "$kind" "$build_image" --layers --target packages
+  build '' "$kind" "localhost/flashbias-packages:$kind"
   grep -E '^ +(Hits|Misses): ' "$work/build.log" | sed 's/^ */    compiler cache /' || true
   b rmi --prune >/dev/null
 

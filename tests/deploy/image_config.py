@@ -3,6 +3,7 @@
 
     image_config.py check VERSION REVISION        fails where labels, user, ports or stop signal are wrong
     image_config.py health                        prints the HEALTHCHECK's command, one word a line
+    image_config.py user                          prints the number of the user
     image_config.py runc ROOTFS FLAG_FILE [ARGUMENT...]
                                                   prints runc's config.json for one container
 
@@ -91,6 +92,8 @@ def main(action, *arguments):
         check(config, *arguments)
     elif action == "health":
         print("\n".join(health_of(config)))
+    elif action == "user":
+        print(user_of(config)["uid"])
     elif action == "runc":
         rootfs, flag_file, *rest = arguments
         json.dump(runc_config(config, rootfs, flag_file, rest), sys.stdout, indent=1)
