@@ -64,6 +64,8 @@ say "What it holds"
 for file in README VERSION etc/flashbias-server.flags etc/flashbias-server.service; do
   [[ -s $root$bundle/$file ]] || fail "there is no $file"
 done
+grep -q '^ExecStart=/opt/flashbias/bin/flashbias-server ' "$root$bundle/etc/flashbias-server.service" ||
+  fail "the unit starts another program than README installs"
 if ls "$root$bundle/lib" | grep -E '^(libc|libm|libpthread|libdl|librt|libresolv|ld-linux.*)\.so'; then
   fail "it holds parts of glibc"
 fi
