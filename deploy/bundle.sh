@@ -61,7 +61,7 @@ done
 packages=(libhwy-dev libspdlog-dev nlohmann-json3-dev prometheus-cpp-dev)
 for library in "${libraries[@]}"; do
   owners=$(dpkg-query --search "*/$(basename "$(dirname "$library")")/$(basename "$library")" | cut -d: -f1)
-  packages+=($owners)
+  mapfile -t -O "${#packages[@]}" packages <<<"$owners"
 done
 while read -r package; do
   copyright=/usr/share/doc/$package/copyright
