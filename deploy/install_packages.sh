@@ -7,6 +7,9 @@
 #                                         the same, and Prometheus, for tests/observability/check.sh
 #   deploy/install_packages.sh --kubernetes
 #                                         the same, for tests/deploy/check_kubernetes.sh
+#   deploy/install_packages.sh --containers
+#                                         the same, and what builds and runs images and archives, for
+#                                         deploy/bundle.sh and tests/deploy
 #
 # Debian 12 and Ubuntu 24.04. Does nothing, and needs no network, when all are there. Uses sudo when
 # it is not run by root.
@@ -36,8 +39,9 @@ case "${1:-}" in
   --checks) packages+=(clang clang-format clang-tidy) ;;
   --observability) packages+=(prometheus python3) ;;
   --kubernetes) packages+=(prometheus python3 python3-venv) ;;
+  --containers) packages+=(buildah debootstrap patchelf prometheus python3 python3-venv runc xz-utils) ;;
   *)
-    echo "usage: $0 [--checks | --observability | --kubernetes]" >&2
+    echo "usage: $0 [--checks | --observability | --kubernetes | --containers]" >&2
     exit 2
     ;;
 esac

@@ -40,9 +40,7 @@ done
 for program in "${tools[@]}"; do
   strip -o "$out/tools/$program" "$build/bin/$program"
 done
-# The C library must be the other machine's own, as its loader and its driver are.
-ldd "${programs[@]/#/$build/bin/}" "${tools[@]/#/$build/bin/}" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
-  grep -vE '/(libc|libm|libpthread|libdl|librt|libresolv|libcuda)\.so' |
+"$root/deploy/shared_libraries.sh" "${programs[@]/#/$build/bin/}" "${tools[@]/#/$build/bin/}" |
   while read -r library; do
     strip -o "$out/lib/$(basename "$library")" "$library"
   done
