@@ -30,8 +30,10 @@ packages=(
   libhwy-dev libtbb-dev
   # matrix products of the client's example
   libeigen3-dev
+  # reading a server's metrics
+  libcurl4-openssl-dev
   # tests and benchmarks
-  libgmock-dev libgtest-dev libbenchmark-dev
+  libgmock-dev libgtest-dev libbenchmark-dev python3-numpy
 )
 
 case "${1:-}" in

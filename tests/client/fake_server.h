@@ -22,6 +22,7 @@
 #include "grpcpp/server_builder.h"
 #include "kernels/attention_problem.h"
 #include "kernels/reference/reference_attention.h"
+#include "kernels/reference/reference_gradients.h"
 
 namespace flashbias::client {
 
@@ -131,24 +132,26 @@ inline grpc::Status Echo(const v1::AttendBackwardRequest& request,
   return grpc::Status::OK;
 }
 
-// The right answer to a request of one sequence with ALiBi slopes or none, head by head.
-inline grpc::Status TrueAnswer(const v1::AttendRequest& request, v1::AttendResponse* response) {
-  Echo(request, response);
+inline Sequence SequenceOf(const v1::AttendRequest& request) {
+  const int64_t q_len = request.q().shape(0);
+  const int64_t kv_len = request.k().shape(0);
+  return {.q_len = q_len, .kv_len = kv_len, .query_start = kv_len - q_len};
+}
+
+// Of a request of one sequence with ALiBi slopes or none; refers to both.
+inline AttentionProblem ProblemOf(const v1::AttendRequest& request, const Sequence& sequence) {
   AttentionProblem problem;
   problem.dtype = request.q().dtype() == v1::DTYPE_FLOAT16    ? DType::kFloat16
                   : request.q().dtype() == v1::DTYPE_BFLOAT16 ? DType::kBFloat16
                                                               : DType::kFloat32;
-  problem.total_q = request.q().shape(0);
-  problem.total_kv = request.k().shape(0);
+  problem.total_q = sequence.q_len;
+  problem.total_kv = sequence.kv_len;
   problem.num_q_heads = static_cast<int>(request.q().shape(1));
   problem.num_kv_heads = static_cast<int>(request.k().shape(1));
   problem.head_dim = static_cast<int>(request.q().shape(2));
   problem.q = request.q().data().data();
   problem.k = request.k().data().data();
   problem.v = request.v().data().data();
-  const Sequence sequence{.q_len = problem.total_q,
-                          .kv_len = problem.total_kv,
-                          .query_start = problem.total_kv - problem.total_q};
   problem.sequences = absl::MakeConstSpan(&sequence, 1);
   problem.mask.causal = request.mask() == v1::MASK_CAUSAL;
   problem.softmax_scale = request.has_softmax_scale()
@@ -158,6 +161,14 @@ inline grpc::Status TrueAnswer(const v1::AttendRequest& request, v1::AttendRespo
     problem.bias_kind = BiasKind::kAlibi;
     problem.alibi.slopes = reinterpret_cast<const float*>(request.alibi().slopes().data().data());
   }
+  return problem;
+}
+
+// The right answer to such a request, head by head.
+inline grpc::Status TrueAnswer(const v1::AttendRequest& request, v1::AttendResponse* response) {
+  Echo(request, response);
+  const Sequence sequence = SequenceOf(request);
+  const AttentionProblem problem = ProblemOf(request, sequence);
   for (int64_t row = 0; row < problem.total_q; ++row) {
     for (int head = 0; head < problem.num_q_heads; ++head) {
       const ReferenceRow reference = ReferenceAttentionRow(problem, 0, row, head);
@@ -172,6 +183,27 @@ inline grpc::Status TrueAnswer(const v1::AttendRequest& request, v1::AttendRespo
       }
     }
   }
+  return grpc::Status::OK;
+}
+
+// The right gradients, but for those of the slopes.
+inline grpc::Status TrueGradients(const v1::AttendBackwardRequest& request,
+                                  v1::AttendBackwardResponse* response) {
+  Echo(request, response);
+  const Sequence sequence = SequenceOf(request.forward());
+  AttentionProblem problem = ProblemOf(request.forward(), sequence);
+  problem.direction = Direction::kBackward;
+  problem.gradients.d_o = request.d_o().data().data();
+  const ReferenceGradients gradients = ComputeReferenceGradients(problem);
+  const auto store = [&](const std::vector<double>& values, v1::Tensor* to) {
+    for (size_t n = 0; n < values.size(); ++n) {
+      StoreElement(problem.dtype, to->mutable_data()->data(), static_cast<int64_t>(n),
+                   static_cast<float>(values[n]));
+    }
+  };
+  store(gradients.dq, response->mutable_dq());
+  store(gradients.dk, response->mutable_dk());
+  store(gradients.dv, response->mutable_dv());
   return grpc::Status::OK;
 }
 

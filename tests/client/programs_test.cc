@@ -43,7 +43,8 @@ TEST(ProgramsTest, LoadEndsWith2WhenTheCommandLineIsWrong) {
         Wrong{"--alibi=x", "--alibi is 'x'; accepted: standard, seed, none"},
         Wrong{"--kv_heads=3 --heads=4", "--kv_heads is 3; accepted: divisors of --heads, 4"},
         Wrong{"--eps=1", "--eps is 1; accepted: 0 to 2^-8"},
-        Wrong{"--target=", "--target is empty; accepted: host:port"},
+        Wrong{"--target=",
+              "--target is empty or has an empty part; accepted: host:port or unix:PATH"},
         Wrong{"--max_message_bytes=0", "--max_message_bytes is 0; accepted: 1 to 2147483647"},
         Wrong{"--duration=0", "--duration is 0; accepted: positive durations"},
         Wrong{"--duration=inf", "--duration is inf; accepted only with --requests"},
@@ -51,7 +52,26 @@ TEST(ProgramsTest, LoadEndsWith2WhenTheCommandLineIsWrong) {
         Wrong{"--warmup=-1s", "--warmup is -1s; accepted: durations from 0"},
         Wrong{"--warmup_requests=-1", "--warmup_requests is -1; accepted"},
         Wrong{"--timeout=-2s", "--timeout is -2s; accepted: positive durations"},
-        Wrong{"--dtype=float64", "--dtype is 'float64'; accepted"}}) {
+        Wrong{"--dtype=float64", "--dtype is 'float64'; accepted"},
+        Wrong{"--target=a:1,,b:2", "--target is empty or has an empty part"},
+        Wrong{"--transport=udp", "--transport is 'udp'; accepted: inline, stream, shared_memory"},
+        Wrong{"--transport=shared_memory", "accepted with --transport=shared_memory: unix:PATH"},
+        Wrong{"--rate=-1", "--rate is -1; accepted: 0 to 1e+06"},
+        Wrong{"--rate=nan", "--rate is nan; accepted: 0 to 1e+06"},
+        Wrong{"--rate=5 --concurrency=2", "--concurrency is 2; accepted only in a closed loop"},
+        Wrong{"--rate=5 --warmup_requests=2", "--warmup_requests is set; accepted only with"},
+        Wrong{"--arrivals=bursts", "--arrivals is 'bursts'; accepted: poisson, constant"},
+        Wrong{"--concurrency=0", "--concurrency is 0; accepted: 1 to 1024"},
+        Wrong{"--max_outstanding=0", "--max_outstanding is 0; accepted: 1 to 65536"},
+        Wrong{"--sweep", "--slo is 0; accepted: positive durations"},
+        Wrong{"--slo=1s", "--slo is set; accepted only with --sweep"},
+        Wrong{"--sweep --slo=1s --requests=5", "--requests is set; accepted: not with --sweep"},
+        Wrong{"--sweep --slo=1s --sweep_step=1", "--sweep_step is 1; accepted: 1.01 to 10"},
+        Wrong{"--mix=/nonexistent/mix", "--mix is '/nonexistent/mix'; accepted: a file"},
+        Wrong{"--mix=a --trace=b", "--mix and --trace are both set; accepted: one of them"},
+        Wrong{"--metrics=a:1,b:2", "--metrics names 2 addresses; accepted: one for each of the 1"},
+        Wrong{"--verify --direction=both --eps=0.001", "eps is 0.001; accepted"},
+        Wrong{"--token_file=/nonexistent/token", "--token_file: /nonexistent/token"}}) {
     const Ended ended = RunProgram(std::string(FLASHBIAS_LOAD " ") + wrong.arguments);
     EXPECT_EQ(ended.exit_code, 2) << wrong.arguments;
     EXPECT_THAT(ended.output, HasSubstr(wrong.message));
