@@ -95,7 +95,7 @@ driver="It has CPU kernels only."
 if [[ $kernels != CPU ]]; then
   driver="GPUs need NVIDIA's driver, 580 or later, and nothing else of CUDA."
   # The CUDA runtime is linked statically. Its licence lies where the toolkit's packages put it.
-  toolkit=$(sed -n 's|^CMAKE_CUDA_COMPILER:[A-Z]*=\(.*\)/bin/nvcc$|\1|p' "$build/CMakeCache.txt")
+  toolkit=$(sed -nE 's,^(CMAKE_CUDA_COMPILER|FLASHBIAS_NVCC):[A-Z]*=(.*)/bin/nvcc$,\2,p' "$build/CMakeCache.txt" | tail -n 1)
   for licence in "$toolkit"/EULA.txt "$toolkit"/dist-info/nvidia_cuda_runtime-*/licenses/License.txt; do
     [[ ! -e $licence ]] || cp "$licence" "$root/licences/cuda-runtime"
   done

@@ -4,7 +4,8 @@
 # x 32, causal, seed slopes, 1024 tokens, float16), checks a share of the answers against a
 # double-precision reference, prints the report and stops the server.
 #
-#   deploy/quickstart.sh [--duration 10s] [--seq_len 1024] [any other flag of flashbias-load]
+#   deploy/quickstart.sh [--duration=10s] [--seq_len=1024] [any other flag of flashbias-load]
+#   deploy/quickstart.sh --rate=20 --html=report.html
 #
 # Debian 12 or Ubuntu 24.04, as root or with sudo. The exit code is flashbias-load's: 0 when every
 # request was answered and every answer that was checked is right.
@@ -70,11 +71,19 @@ metrics_port=$(sed -n 's/^metrics_port=//p' "$work/ports")
 "$bin/flashbias-call" --target="127.0.0.1:$grpc_port" --demo --demo_len=16 >/dev/null
 say "Serving on port $grpc_port, metrics on port $metrics_port"
 
+# A closed loop of four callers, unless the flags ask for another load.
+loop=(--concurrency=4)
+for flag in "$@"; do
+  case "$flag" in
+    --concurrency* | --rate* | --sweep* | --trace*) loop=() ;;
+  esac
+done
+
 say "Loading it: 1 x 50 heads x 32, causal, seed slopes, 1024 tokens, float16"
 code=0
 "$bin/flashbias-load" --target="127.0.0.1:$grpc_port" --heads=50 --head_dim=32 --seq_len=1024 \
-  --dtype=float16 --alibi=seed --causal --concurrency=4 --connections=2 --duration=10s --verify \
-  "$@" || code=$?
+  --dtype=float16 --alibi=seed --causal --connections=2 --duration=10s --verify \
+  --metrics="127.0.0.1:$metrics_port" "${loop[@]}" "$@" || code=$?
 
 say "Some of what http://127.0.0.1:$metrics_port/metrics says"
 exec 3<>"/dev/tcp/127.0.0.1/$metrics_port"

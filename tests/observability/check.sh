@@ -95,7 +95,7 @@ await prometheus "$prometheus" ready
 sleep 2 # scrapes of the counters at zero: increases count from there
 
 say "Load: forward and backward calls"
-"$bin/flashbias-load" --target="127.0.0.1:$grpc_port" --direction=both --heads=4 --seq_len=128 \
+"$bin/flashbias-load" --target="127.0.0.1:$grpc_port" --metrics="127.0.0.1:$metrics_port" --direction=both --heads=4 --seq_len=128 \
   --concurrency=4 --duration=12s --warmup=0 --json="$work/load.json" >"$work/load.log" 2>&1 ||
   fail "flashbias-load"
 
