@@ -35,7 +35,9 @@ for program in "${programs[@]}"; do
 done
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+archive=
+# An archive is there whole or not at all.
+trap 'rm -rf "$work" "${archive:+$archive.part}"' EXIT
 root=$work/root
 mkdir -p "$root"/{bin,lib,etc,licences}
 
@@ -130,5 +132,6 @@ chmod -R u=rwX,go=rX "$work/$name"
 archive=$output/$name.tar.xz
 stamp=$(git -C "$repo" log -1 --format=%ct 2>/dev/null || date +%s)
 tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$stamp" -c "$name" |
-  xz --threads=0 >"$archive"
+  xz --threads=0 >"$archive.part"
+mv "$archive.part" "$archive"
 echo "$archive"

@@ -7,6 +7,7 @@ after the other, and a failure is a fault that was not seen.
 """
 
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -152,6 +153,8 @@ def main():
     if len(arguments) != 2:
         sys.exit(__doc__)
     repo, server = Path(arguments[0]), arguments[1]
+    # As an exception, which ends the server and removes the folders.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if not has_cuda(server):
         print("This server has no CUDA: it does not judge --backend=cuda of the overlay gpu")
     failed = False

@@ -40,7 +40,11 @@ def check_live(m, server):
                 yield from check_series(m, scrape(m, port))
             finally:
                 process.terminate()
-                code = process.wait(timeout=60)
+                try:
+                    code = process.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    code = process.wait()
         if code != 0:
             yield f"flashbias-server ended with {code} at SIGTERM"
 

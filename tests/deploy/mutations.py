@@ -70,7 +70,6 @@ MUTATIONS = {
         (CPU + "backend.flags", "cpu_threads=6", "cpu_threads=8", "--cpu_threads is 8"),
         (CPU + "backend.flags", "copy_threads=2", "copy_threads=0", "--copy_threads is 0"),
         (CPU + "backend.flags", "--backend=cpu", "--backend=cpu\n--max_stream_bytes=17179869184", "memory limit"),
-        (BASE + "server.flags", "--log_format", "--max_queue_requests=99\n--log_format", "rules take --max_queue"),
         (DEPLOYMENT, "server.flags,/etc", "server.flag,/etc", "refuses its flags"),
         (BASE + "server.flags", "--max_connection_age_grace=10m", "--max_connection_age_grace=inf", "age_grace is"),
         # image and security
@@ -108,8 +107,8 @@ MUTATIONS = {
         (MONITOR, "jobLabel: app.kubernetes.io/name", "jobLabel: app.kubernetes.io/component", "the job is"),
         (MONITOR, "- port: metrics", "- port: grpc", "port metrics alone"),
         (MONITOR, "name: flashbias\n  endpoints", "name: other\n  endpoints", "ServiceMonitor: its selector"),
-        (RULES, "expr: vector(1024)", "expr: vector(1025)", "not the rules of deploy/prometheus"),
-        (RULES, "expr: vector(1024)", "expr: vector(", "promtool check rules"),
+        (RULES, "flashbias_queue_limit_requests", "flashbias_queue_limit_bytes", "not the rules of deploy/prometheus"),
+        (RULES, "(flashbias_queue_limit_requests)", "(flashbias_queue_limit_requests", "promtool check rules"),
         (GRAFANA, 'grafana_dashboard: "1"', 'grafana_dashboard: "0"', "sidecar"),
         (GRAFANA, "dashboards/flashbias-batching.json", "dashboards/flashbias-overview.json", "overview.json: twice"),
         (GRAFANA, "dashboards/flashbias-overview.json", "README.md", "flashbias-overview.json: its ConfigMap"),
