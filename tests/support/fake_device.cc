@@ -117,6 +117,12 @@ void FakeDevice::FailNext(Call call, ErrorCode code, bool sticky, int skip) {
   injections_[call].push_back({.code = code, .sticky = sticky, .skip = skip});
 }
 
+void FakeDevice::FailNextHere(Call call, ErrorCode code, int skip) {
+  absl::MutexLock lock(&mutex_);
+  injections_[call].push_back(
+      {.code = code, .sticky = false, .skip = skip, .only = std::this_thread::get_id()});
+}
+
 void FakeDevice::HoldKernels() {
   absl::MutexLock lock(&mutex_);
   kernels_held_ = true;
@@ -193,7 +199,10 @@ size_t FakeDevice::registered_bytes() const {
 ErrorCode FakeDevice::BeginLocked(Call call) {
   if (dead_ != kSuccess) return dead_;
   std::vector<Injection>& injections = injections_[call];
-  if (injections.empty() || injections.front().skip-- > 0) return kSuccess;
+  if (injections.empty()) return kSuccess;
+  const std::thread::id only = injections.front().only;
+  if (only != std::thread::id() && only != std::this_thread::get_id()) return kSuccess;
+  if (injections.front().skip-- > 0) return kSuccess;
   const Injection injection = injections.front();
   injections.erase(injections.begin());
   if (injection.sticky) dead_ = injection.code;

@@ -21,6 +21,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -78,6 +79,8 @@ class FakeDevice final : public cuda::DeviceApi {
   // The call after `skip` more of its kind returns `code`, once; where `sticky`, every call from
   // then on does.
   void FailNext(Call call, cuda::ErrorCode code, bool sticky, int skip = 0);
+  // The same of the calls of this thread alone, once: those of others are not counted.
+  void FailNextHere(Call call, cuda::ErrorCode code, int skip);
   // From now on the memory can be opened here, as this device's or as another one's. It must stay.
   void Import(const ForeignMemory& memory, bool on_this_device = true);
   // Openings by OpenIpc that were not closed, and all there ever were.
@@ -141,6 +144,7 @@ class FakeDevice final : public cuda::DeviceApi {
     cuda::ErrorCode code;
     bool sticky;
     int skip;
+    std::thread::id only = {};  // none: any thread
   };
 
   // What the call has to return at once; kSuccess: go on.
