@@ -290,11 +290,6 @@ absl::StatusOr<LoadShape> ShapeFromFlags(const MixOptions& mix) {
   if (endless && shape.requests == 0 && !by_trace) {
     return absl::InvalidArgumentError("--duration is inf; accepted only with --requests");
   }
-  if (endless && open && !by_trace) {
-    // The schedule is drawn before the run: this much holds the requests whatever the gaps.
-    shape.duration = absl::Seconds(10) +
-                     2 * absl::Seconds(static_cast<double>(shape.requests) / std::max(rate, 1e-3));
-  }
   if (shape.warmup == absl::InfiniteDuration() && warmup_requests == 0) {
     return absl::InvalidArgumentError("--warmup is inf; accepted only with --warmup_requests");
   }

@@ -72,7 +72,8 @@ class LoadDriver {
   absl::StatusOr<SweepReport> Sweep(const LoadShape& shape, const SweepOptions& options);
 
  private:
-  absl::StatusOr<LoadResult> RunLoop(const LoadShape& shape);
+  // `arrivals`: of an open loop.
+  LoadResult RunLoop(const LoadShape& shape, const std::vector<absl::Duration>& arrivals) const;
   absl::StatusOr<RunReport> RunStep(const LoadShape& shape);
   absl::StatusOr<double> FirstRate(const LoadShape& shape);
   void Narrate(const std::string& line) const;

@@ -167,5 +167,36 @@ TEST(LoadDriverTest, AnOpenLoopEndsAfterTheRequestsThatWereAskedFor) {
   EXPECT_EQ(run->cpu_bytes, 50 * 100);
 }
 
+TEST(LoadDriverTest, AnOpenLoopWithoutADurationLastsAsLongAsItsRequestsTake) {
+  QueueCaller caller(absl::ZeroDuration());
+  const auto mix = SmallMix();
+  const std::atomic<bool> stop{false};
+  LoadDriver driver = DriverOf(caller, *mix, stop);
+  // Among so many seeds there are some whose gaps are all long.
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    const absl::StatusOr<RunReport> run = driver.Run({.loop = LoopKind::kOpen,
+                                                      .rate = 1000,
+                                                      .warmup = absl::Milliseconds(seed % 3),
+                                                      .requests = 2,
+                                                      .seed = seed});
+    ASSERT_TRUE(run.ok()) << run.status();
+    ASSERT_EQ(run->result.offered, 2) << seed;
+  }
+}
+
+TEST(LoadDriverTest, AScheduleOfATraceHasAnEnd) {
+  QueueCaller caller(absl::ZeroDuration());
+  const auto mix = SmallMix({{.arrival = absl::ZeroDuration(), .seq_len = 4, .q_len = 4},
+                             {.arrival = absl::Nanoseconds(1), .seq_len = 8, .q_len = 8}});
+  const std::atomic<bool> stop{false};
+  LoadDriver driver = DriverOf(caller, *mix, stop);
+  const absl::Status status =
+      driver.Run({.loop = LoopKind::kOpen, .trace_times = true, .duration = absl::Seconds(3600)})
+          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("--trace"), std::string::npos) << status;
+  EXPECT_NE(status.message().find("accepted: up to so many"), std::string::npos) << status;
+}
+
 }  // namespace
 }  // namespace flashbias::client
