@@ -51,14 +51,17 @@ Json Stages(const LoadResult& result) {
 }
 
 Json Verification(const VerifyReport& verify) {
+  const auto number = [](bool compared, double value) {
+    return compared ? Number(value) : Json(nullptr);
+  };
   return {{"answers", verify.answers},
           {"rows", verify.rows},
           {"wrong", verify.wrong},
-          {"max_o_error", Number(verify.max_o_error)},
-          {"max_lse_error", Number(verify.max_lse_error)},
-          {"limit", Number(verify.limit)},
-          {"max_gradient_error", Number(verify.max_gradient_error)},
-          {"gradient_limit", Number(verify.gradient_limit)}};
+          {"max_o_error", number(verify.compared_o(), verify.max_o_error)},
+          {"max_lse_error", number(verify.compared_lse(), verify.max_lse_error)},
+          {"limit", number(verify.compared_o(), verify.limit)},
+          {"max_gradient_error", number(verify.compared_gradients(), verify.max_gradient_error)},
+          {"gradient_limit", number(verify.compared_gradients(), verify.gradient_limit)}};
 }
 
 Json JsonOfVerdict(const Verdict& verdict) {
