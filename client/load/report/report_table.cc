@@ -61,8 +61,8 @@ void AddSetup(const LoadReport& report, std::string* out) {
 }
 
 void AddLoad(const LoadReport& report, const RunReport& run, std::string* out) {
-  const std::string warmup =
-      report.warmup > absl::ZeroDuration() ? ", after a warm-up of " + Seconds(report.warmup) : "";
+  std::string warmup = DescribeWarmup(report, Seconds(report.warmup));
+  if (!warmup.empty()) warmup = ", after a warm-up of " + warmup;
   if (run.loop == LoopKind::kClosed) {
     Line("load",
          absl::StrFormat("capacity (closed loop): %d callers, %s%s", run.concurrency,
@@ -70,9 +70,9 @@ void AddLoad(const LoadReport& report, const RunReport& run, std::string* out) {
          out);
   } else {
     Line("load",
-         absl::StrFormat("open loop: %.2f requests/s, %s arrivals, at most %d outstanding, %s%s",
-                         run.rate, report.arrivals, run.concurrency, Seconds(run.result.elapsed),
-                         warmup),
+         absl::StrFormat("open loop: %s%s arrivals, at most %d outstanding, %s%s",
+                         run.rate > 0 ? absl::StrFormat("%.2f requests/s, ", run.rate) : "",
+                         report.arrivals, run.concurrency, Seconds(run.result.elapsed), warmup),
          out);
   }
 }

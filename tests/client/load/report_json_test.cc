@@ -204,6 +204,18 @@ TEST(ReportJsonTest, AClosedLoopHasNoRateAndNoArrivals) {
   EXPECT_EQ(report["config"]["concurrency"], 8);
 }
 
+TEST(ReportJsonTest, ATraceHasNoRateAndAWarmupMayHaveNoTime) {
+  LoadReport report = SimulatedOpenLoopReport();
+  report.run->rate = 0;
+  report.warmup = absl::InfiniteDuration();
+  report.warmup_requests = 100;
+  const json parsed = json::parse(FormatJson(report));
+  EXPECT_EQ(parsed["rate"], nullptr);
+  EXPECT_EQ(parsed["config"]["rate"], nullptr);
+  EXPECT_EQ(parsed["config"]["warmup_seconds"], nullptr);
+  EXPECT_EQ(parsed["config"]["warmup_requests"], 100);
+}
+
 TEST(ReportJsonTest, WhatWasNotComparedHasNoErrorAndNoLimit) {
   LoadReport forward;
   forward.run.emplace();

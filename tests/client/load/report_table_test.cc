@@ -45,6 +45,25 @@ TEST(ReportTableTest, ClosedLoopIsLabelledCapacity) {
   EXPECT_THAT(table, Not(HasSubstr("offered")));
 }
 
+TEST(ReportTableTest, ATraceHasNoRate) {
+  LoadReport report = SimulatedOpenLoopReport();
+  report.run->rate = 0;
+  report.arrivals = "trace";
+  EXPECT_THAT(FormatTable(report), HasSubstr("load          open loop: trace arrivals, at most"));
+}
+
+TEST(ReportTableTest, TheWarmupIsWhatEndsIt) {
+  LoadReport report = SimulatedClosedLoopReport();
+  report.warmup = absl::Seconds(2);
+  EXPECT_THAT(FormatTable(report), HasSubstr(", after a warm-up of 2s\n"));
+  report.warmup_requests = 100;
+  EXPECT_THAT(FormatTable(report), HasSubstr(", after a warm-up of 2s or 100 requests\n"));
+  report.warmup = absl::InfiniteDuration();
+  EXPECT_THAT(FormatTable(report), HasSubstr(", after a warm-up of 100 requests\n"));
+  report.warmup = absl::ZeroDuration();
+  EXPECT_THAT(FormatTable(report), Not(HasSubstr("warm-up")));
+}
+
 TEST(ReportTableTest, OnlyWhatWasComparedHasAnError) {
   LoadReport report = SimulatedClosedLoopReport();
   VerifyReport& verify = report.run->verify.emplace();
