@@ -51,7 +51,7 @@ class ReportFiles {
     for (const auto& [path, file] :
          {std::pair{&outputs.json, &files.json_}, std::pair{&outputs.csv, &files.csv_},
           std::pair{&outputs.hdr, &files.hdr_}, std::pair{&outputs.html, &files.html_}}) {
-      if (path->empty() || *path == "-") continue;
+      if (path->empty() || *path == "-") continue;  // "-" only of JSON
       absl::StatusOr<OutputFile> opened = OutputFile::Open(*path);
       if (!opened.ok()) return opened.status();
       file->emplace(*std::move(opened));
