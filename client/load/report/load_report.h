@@ -74,9 +74,9 @@ struct LoadReport {
 // load that was sent late proves nothing of the server.
 bool MeetsObjective(const RunReport& run, absl::Duration slo);
 
-// OK, or why the program ends with an error: an answer was wrong, no request succeeded, requests
-// failed and `allow_errors` is false, the run is invalid, no rate met the objective, or twice the
-// best rate met it too.
+// OK, or why the program ends with an error: an answer was wrong, no request succeeded, none was
+// verified although asked for, requests failed and `allow_errors` is false, the run is invalid, no
+// rate met the objective, or twice the best rate met it although a lower one had not.
 absl::Status Judge(const LoadReport& report, bool allow_errors);
 
 }  // namespace flashbias::client
