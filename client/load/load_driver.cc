@@ -175,6 +175,8 @@ absl::StatusOr<RunReport> LoadDriver::RunStep(const LoadShape& shape) {
   for (int n = 1;; ++n) {
     absl::StatusOr<RunReport> run = Run(shape);
     if (!run.ok() || run->verdict.generator_kept_up || n == kTries || stop_->load()) return run;
+    // Another try would hide it.
+    if (run->verify.has_value() && run->verify->wrong > 0) return run;
     Narrate(absl::StrCat("  again: ", run->verdict.reasons.front()));
   }
 }
