@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <optional>
 #include <sstream>
 #include <utility>
@@ -99,7 +100,7 @@ ABSL_FLAG(
 ABSL_FLAG(bool, allow_errors, false, "failed requests do not make the exit code 1");
 ABSL_FLAG(bool, progress, false, "a live line on stderr even when that is no terminal");
 ABSL_FLAG(std::string, json, "", "file for the report as JSON; -: stdout, the table to stderr");
-ABSL_FLAG(std::string, csv, "", "file for the seconds of a run, or the steps of a sweep, as CSV");
+ABSL_FLAG(std::string, csv, "", "file for the intervals of a run, or the steps of a sweep, as CSV");
 ABSL_FLAG(std::string, hdr, "", "file for the latencies in HdrHistogram's percentile format");
 ABSL_FLAG(std::string, html, "", "file for the report as one HTML page with plots");
 
@@ -185,20 +186,19 @@ absl::StatusOr<WorkloadOptions> WorkloadFromFlags() {
       NamedFlag("--direction", absl::GetFlag(FLAGS_direction),
                 {LoadDirection::kForward, LoadDirection::kBackward, LoadDirection::kBoth});
   if (!direction.ok()) return direction.status();
-  WorkloadOptions workload{
-      .direction = *direction,
-      .heads = absl::GetFlag(FLAGS_heads),
-      .kv_heads = absl::GetFlag(FLAGS_kv_heads),
-      .head_dim = absl::GetFlag(FLAGS_head_dim),
-      .seq_len = absl::GetFlag(FLAGS_seq_len),
-      .q_len = absl::GetFlag(FLAGS_q_len),
-      .dtype = *dtype,
-      .alibi = absl::GetFlag(FLAGS_alibi),
-      .causal = absl::GetFlag(FLAGS_causal),
-      .want_lse = absl::GetFlag(FLAGS_want_lse) || *direction != LoadDirection::kForward,
-      .bias_gradient = absl::GetFlag(FLAGS_bias_gradient),
-      .num_inputs = absl::GetFlag(FLAGS_inputs),
-      .seed = absl::GetFlag(FLAGS_seed)};
+  WorkloadOptions workload{.direction = *direction,
+                           .heads = absl::GetFlag(FLAGS_heads),
+                           .kv_heads = absl::GetFlag(FLAGS_kv_heads),
+                           .head_dim = absl::GetFlag(FLAGS_head_dim),
+                           .seq_len = absl::GetFlag(FLAGS_seq_len),
+                           .q_len = absl::GetFlag(FLAGS_q_len),
+                           .dtype = *dtype,
+                           .alibi = absl::GetFlag(FLAGS_alibi),
+                           .causal = absl::GetFlag(FLAGS_causal),
+                           .want_lse = absl::GetFlag(FLAGS_want_lse),
+                           .bias_gradient = absl::GetFlag(FLAGS_bias_gradient),
+                           .num_inputs = absl::GetFlag(FLAGS_inputs),
+                           .seed = absl::GetFlag(FLAGS_seed)};
   if (const auto eps = absl::GetFlag(FLAGS_eps); eps.has_value()) workload.eps = *eps;
   return workload;
 }
@@ -290,11 +290,6 @@ absl::StatusOr<LoadShape> ShapeFromFlags(const MixOptions& mix) {
   if (endless && shape.requests == 0 && !by_trace) {
     return absl::InvalidArgumentError("--duration is inf; accepted only with --requests");
   }
-  if (endless && open && !by_trace) {
-    // The schedule is drawn before the run: this much holds the requests whatever the gaps.
-    shape.duration = absl::Seconds(10) +
-                     2 * absl::Seconds(static_cast<double>(shape.requests) / std::max(rate, 1e-3));
-  }
   if (shape.warmup == absl::InfiniteDuration() && warmup_requests == 0) {
     return absl::InvalidArgumentError("--warmup is inf; accepted only with --warmup_requests");
   }
@@ -365,6 +360,26 @@ absl::StatusOr<MixCallerOptions> CallerFromFlags(const LoadShape& shape) {
   return options;
 }
 
+// Only JSON goes to stdout, and no file takes two reports.
+absl::Status CheckOutputs(const LoadOutputs& outputs) {
+  std::map<std::string, const char*> flags;
+  for (const auto& [flag, path] :
+       {std::pair{"--json", &outputs.json}, std::pair{"--csv", &outputs.csv},
+        std::pair{"--hdr", &outputs.hdr}, std::pair{"--html", &outputs.html}}) {
+    if (path->empty()) continue;
+    if (*path == "-" && path != &outputs.json) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(flag, " is '-'; accepted: a file (only --json may be written to stdout)"));
+    }
+    const auto [other, is_new] = flags.emplace(*path, flag);
+    if (!is_new) {
+      return absl::InvalidArgumentError(absl::StrCat(flag, " is '", *path, "', as is ",
+                                                     other->second, "; accepted: another file"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<LoadCommand> CommandFromFlags() {
@@ -405,7 +420,8 @@ absl::StatusOr<LoadCommand> CommandFromFlags() {
           FirstError({CheckPositive("--max_lag", command.limits.max_lag),
                       CheckRange("--max_lag_share", command.limits.max_lag_share, 0.0, 1e6),
                       CheckRange("--min_achieved", command.limits.min_achieved_share, 0.0, 1.0),
-                      CheckRange("--verify_rows", command.verify_rows, 1, 4096)});
+                      CheckRange("--verify_rows", command.verify_rows, 1, 4096),
+                      CheckOutputs(command.outputs)});
       !status.ok()) {
     return status;
   }

@@ -66,13 +66,14 @@ class LoadDriver {
   absl::StatusOr<RunReport> Run(const LoadShape& shape);
 
   // Each step is a Run of `shape` with another rate, driven again up to twice while its sends were
-  // late, which is no fault of the server; the last one drives twice the best. Ends
-  // early, with what it has, when it is stopped. Errors as Run; UNAVAILABLE also when not one
-  // request succeeded before the first step.
+  // late, which is no fault of the server, and no answer was wrong; the last one drives twice the
+  // best. Ends early, with what it has, when it is stopped. Errors as Run; UNAVAILABLE also when
+  // not one request succeeded before the first step.
   absl::StatusOr<SweepReport> Sweep(const LoadShape& shape, const SweepOptions& options);
 
  private:
-  absl::StatusOr<LoadResult> RunLoop(const LoadShape& shape);
+  // `arrivals`: of an open loop.
+  LoadResult RunLoop(const LoadShape& shape, const std::vector<absl::Duration>& arrivals) const;
   absl::StatusOr<RunReport> RunStep(const LoadShape& shape);
   absl::StatusOr<double> FirstRate(const LoadShape& shape);
   void Narrate(const std::string& line) const;

@@ -51,7 +51,7 @@ class ReportFiles {
     for (const auto& [path, file] :
          {std::pair{&outputs.json, &files.json_}, std::pair{&outputs.csv, &files.csv_},
           std::pair{&outputs.hdr, &files.hdr_}, std::pair{&outputs.html, &files.html_}}) {
-      if (path->empty() || *path == "-") continue;
+      if (path->empty() || *path == "-") continue;  // "-" only of JSON
       absl::StatusOr<OutputFile> opened = OutputFile::Open(*path);
       if (!opened.ok()) return opened.status();
       file->emplace(*std::move(opened));
@@ -92,6 +92,7 @@ LoadReport ReportOf(const LoadCommand& command, const RequestMix& mix, const Mix
                     .transport = Name(command.caller.transport),
                     .connections = command.caller.clients[0].num_connections,
                     .warmup = command.shape.warmup,
+                    .warmup_requests = command.shape.warmup_requests,
                     .client_cores = static_cast<int>(std::thread::hardware_concurrency())};
   for (const AttentionClient::Options& client : command.caller.clients) {
     report.targets.push_back(client.target);
@@ -99,12 +100,10 @@ LoadReport ReportOf(const LoadCommand& command, const RequestMix& mix, const Mix
   if (command.shape.loop == LoopKind::kOpen) {
     report.arrivals = command.shape.trace_times ? "trace" : Name(command.shape.arrivals);
   }
-  double weights = 0;
-  for (const MixEntryOptions& entry : mix.options().entries) weights += entry.weight;
   for (int n = 0; n < mix.num_entries(); ++n) {
     const RequestSummary& summary = mix.workload(n).summary();
     report.entries.push_back({.name = mix.Describe(n),
-                              .share = mix.options().entries[n].weight / weights,
+                              .share = mix.Share(n),
                               .request_bytes = summary.request_bytes,
                               .response_bytes = summary.response_bytes});
   }

@@ -11,7 +11,6 @@
 namespace flashbias::client {
 namespace {
 
-constexpr int64_t kMostArrivals = 50'000'000;
 constexpr double kMostRate = 10'000'000;
 
 absl::Status CheckOptions(const ArrivalOptions& options) {

@@ -13,6 +13,9 @@
 
 namespace flashbias::client {
 
+// Of one schedule.
+inline constexpr int64_t kMostArrivals = 50'000'000;
+
 enum class ArrivalKind {
   kPoisson,   // independent callers: exponential gaps
   kConstant,  // equal gaps
@@ -28,7 +31,7 @@ struct ArrivalOptions {
 };
 
 // Ascending, all below `duration`. The first is at 0 (kConstant) or after the first gap (kPoisson),
-// as the start is no arrival. INVALID_ARGUMENT: more than 50 million, or an option is
+// as the start is no arrival. INVALID_ARGUMENT: more than kMostArrivals, or an option is
 // out of its range; the message names the flag.
 absl::StatusOr<std::vector<absl::Duration>> DrawArrivals(const ArrivalOptions& options);
 

@@ -30,6 +30,12 @@ void IntervalSeries::Merge(const IntervalSeries& other) {
 }
 
 std::vector<Interval> IntervalSeries::Intervals(absl::Duration span) const {
+  // The end may be long after the last request was to be sent.
+  if (span > static_cast<int64_t>(kMostIntervals) * length_) {
+    IntervalSeries longer = *this;
+    longer.DoubleLength();
+    return longer.Intervals(span);
+  }
   std::vector<Interval> intervals;
   for (size_t n = 0; n < parts_.size() || static_cast<int64_t>(n) * length_ < span; ++n) {
     const Part part = n < parts_.size() ? parts_[n] : Part();

@@ -24,7 +24,7 @@ class IntervalSeries {
   void RecordFailure(absl::Duration intended);
   void Merge(const IntervalSeries& other);
 
-  // Up to `span`, the end of the run.
+  // Up to `span`, the end of the run; at most kMostIntervals.
   std::vector<Interval> Intervals(absl::Duration span) const;
   // Of what lies wholly before `span`; up to two intervals at the end may be left out. Empty: there
   // are fewer than three.

@@ -78,7 +78,10 @@ class OpenLoop {
     const absl::Duration due = start_ + arrival;
     for (;;) {
       const absl::Duration now = MonotonicNow();
-      if (stop_.load(std::memory_order_relaxed)) return arrival <= StoppedAt(now - start_);
+      if (stop_.load(std::memory_order_relaxed)) {
+        // Looked at after the stop was seen: before that moment another sender may have sent more.
+        return arrival <= StoppedAt(MonotonicNow() - start_);
+      }
       if (now >= due) return true;
       if (due - now > kLookEvery) {
         SleepUntil(std::min(now + kLookEvery, due - options_.spin), absl::ZeroDuration());

@@ -9,9 +9,11 @@ constexpr double kLowestShare = 0.01;  // of the first rate
 
 }  // namespace
 
-RateSearch::RateSearch(const Options& options) : options_(options), next_(options.first_rate) {
-  if (options.max_rate > 0) next_ = std::min(next_, options.max_rate);
-}
+RateSearch::RateSearch(const Options& options)
+    : options_(options),
+      first_(options.max_rate > 0 ? std::min(options.first_rate, options.max_rate)
+                                  : options.first_rate),
+      next_(first_) {}
 
 std::optional<double> RateSearch::Next() const {
   if (ended_) return std::nullopt;
@@ -35,7 +37,7 @@ void RateSearch::ChooseNext() {
     if (options_.max_rate > 0) next_ = std::min(next_, options_.max_rate);
   } else if (!best_.has_value()) {
     next_ /= options_.step_factor * options_.step_factor;
-    ended_ = next_ < kLowestShare * options_.first_rate;
+    ended_ = next_ < kLowestShare * first_;
   } else {
     next_ = (*best_ + *bound_) / 2;
     ended_ = *bound_ - *best_ <= options_.precision * *best_;

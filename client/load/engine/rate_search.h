@@ -39,6 +39,7 @@ class RateSearch {
   void ChooseNext();
 
   const Options options_;
+  const double first_;  // that is driven
   std::optional<double> best_;
   std::optional<double> bound_;
   double next_;

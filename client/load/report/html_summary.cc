@@ -107,9 +107,8 @@ void Define(absl::string_view term, absl::string_view html, std::string* out) {
 }
 
 std::string DescribeLoad(const LoadReport& report) {
-  std::string warmup = report.warmup > absl::ZeroDuration()
-                           ? absl::StrCat(", after a warm-up of ", FormatSpan(report.warmup))
-                           : "";
+  std::string warmup = DescribeWarmup(report, FormatSpan(report.warmup));
+  if (!warmup.empty()) warmup = absl::StrCat(", after a warm-up of ", warmup);
   if (report.sweep.has_value()) {
     return absl::StrCat("open loops at rising rates, ", report.arrivals, " arrivals", warmup);
   }
@@ -119,8 +118,10 @@ std::string DescribeLoad(const LoadReport& report) {
   if (run.loop == LoopKind::kClosed) {
     return absl::StrCat("closed loop of ", run.concurrency, " callers, ", measured);
   }
-  return absl::StrCat("open loop, ", FormatNumber(run.rate), " requests/s, ", report.arrivals,
-                      " arrivals, at most ", run.concurrency, " outstanding, ", measured);
+  const std::string rate =
+      run.rate > 0 ? absl::StrCat(FormatNumber(run.rate), " requests/s, ") : "";
+  return absl::StrCat("open loop, ", rate, report.arrivals, " arrivals, at most ", run.concurrency,
+                      " outstanding, ", measured);
 }
 
 std::string Setup(const LoadReport& report) {
@@ -167,6 +168,7 @@ std::string ReportTitle(const LoadReport& report) {
   if (report.run->loop == LoopKind::kClosed) {
     return absl::StrCat("Capacity with ", report.run->concurrency, " callers");
   }
+  if (report.run->rate == 0) return "Open loop by the times of a trace";
   return absl::StrCat("Open loop at ", FormatNumber(report.run->rate), " requests/s");
 }
 

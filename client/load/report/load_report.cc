@@ -65,7 +65,9 @@ absl::Status JudgeSweep(const SweepReport& sweep, bool allow_errors) {
     if (!sweep.met[n] || allow_errors) continue;
     if (absl::Status failed = FailedRequests(sweep.steps[n]); !failed.ok()) return failed;
   }
-  if (sweep.overload.has_value() && MeetsObjective(*sweep.overload, sweep.slo)) {
+  // Where no step failed (--max_rate ended the search) that is no contradiction.
+  if (sweep.bound_rate.has_value() && sweep.overload.has_value() &&
+      MeetsObjective(*sweep.overload, sweep.slo)) {
     return absl::FailedPreconditionError(
         "twice the best rate met the objective too: something other than the rate decided the "
         "steps that did not");

@@ -23,7 +23,8 @@ enum class LoopKind { kOpen, kClosed };
 // One load that was driven.
 struct RunReport {
   LoopKind loop = LoopKind::kClosed;
-  double rate = 0;      // that was to be offered, requests a second; 0 in a closed loop
+  // That was to be offered, requests a second; 0 in a closed loop and by the times of a trace.
+  double rate = 0;
   int concurrency = 0;  // closed loop: callers; open loop: bound of requests outstanding
   LoadResult result = {};
   Verdict verdict = {};
@@ -60,8 +61,9 @@ struct LoadReport {
   std::vector<ServerInfo> servers = {};  // [targets]
   std::string transport = {};
   int connections = 1;
-  std::string arrivals = {};  // "poisson", "constant" or "trace"; empty in a closed loop
-  absl::Duration warmup = {};
+  std::string arrivals = {};    // "poisson", "constant" or "trace"; empty in a closed loop
+  absl::Duration warmup = {};   // infinite: only warmup_requests end it
+  int64_t warmup_requests = 0;  // that end it sooner; 0: any number
   int client_cores = 0;
   std::vector<EntryReport> entries = {};
   std::optional<RunReport> run = {};      // either this
@@ -72,9 +74,9 @@ struct LoadReport {
 // load that was sent late proves nothing of the server.
 bool MeetsObjective(const RunReport& run, absl::Duration slo);
 
-// OK, or why the program ends with an error: an answer was wrong, no request succeeded, requests
-// failed and `allow_errors` is false, the run is invalid, no rate met the objective, or twice the
-// best rate met it too.
+// OK, or why the program ends with an error: an answer was wrong, no request succeeded, none was
+// verified although asked for, requests failed and `allow_errors` is false, the run is invalid, no
+// rate met the objective, or twice the best rate met it although a lower one had not.
 absl::Status Judge(const LoadReport& report, bool allow_errors);
 
 }  // namespace flashbias::client

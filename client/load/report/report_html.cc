@@ -105,14 +105,16 @@ std::string VerificationTable(const VerifyReport& verify) {
   table.AddRow({"answers", FormatCount(verify.answers), ""});
   table.AddRow({"rows", FormatCount(verify.rows), ""});
   table.AddRow({"wrong answers", FormatCount(verify.wrong), "0"});
-  if (verify.limit > 0) {
-    const std::string limit = absl::StrFormat("%.1e", verify.limit);
+  const std::string limit = absl::StrFormat("%.1e", verify.limit);
+  if (verify.compared_o()) {
     table.AddRow(
         {"largest relative error of o", absl::StrFormat("%.2e", verify.max_o_error), limit});
+  }
+  if (verify.compared_lse()) {
     table.AddRow(
         {"largest relative error of lse", absl::StrFormat("%.2e", verify.max_lse_error), limit});
   }
-  if (verify.gradient_limit > 0) {
+  if (verify.compared_gradients()) {
     table.AddRow({"largest relative error of gradients",
                   absl::StrFormat("%.2e", verify.max_gradient_error),
                   absl::StrFormat("%.1e", verify.gradient_limit)});

@@ -21,6 +21,9 @@ Json Number(std::optional<double> value) {
 }
 Json Seconds(absl::Duration duration) { return Number(absl::ToDoubleSeconds(duration)); }
 
+// That was asked for.
+Json Rate(const RunReport& run) { return run.rate > 0 ? Number(run.rate) : Json(nullptr); }
+
 // All null when nothing was recorded, which differs from a latency of zero.
 Json Latency(const LatencyHistogram& histogram) {
   const bool any = histogram.count() > 0;
@@ -51,14 +54,17 @@ Json Stages(const LoadResult& result) {
 }
 
 Json Verification(const VerifyReport& verify) {
+  const auto number = [](bool compared, double value) {
+    return compared ? Number(value) : Json(nullptr);
+  };
   return {{"answers", verify.answers},
           {"rows", verify.rows},
           {"wrong", verify.wrong},
-          {"max_o_error", Number(verify.max_o_error)},
-          {"max_lse_error", Number(verify.max_lse_error)},
-          {"limit", Number(verify.limit)},
-          {"max_gradient_error", Number(verify.max_gradient_error)},
-          {"gradient_limit", Number(verify.gradient_limit)}};
+          {"max_o_error", number(verify.compared_o(), verify.max_o_error)},
+          {"max_lse_error", number(verify.compared_lse(), verify.max_lse_error)},
+          {"limit", number(verify.compared_o(), verify.limit)},
+          {"max_gradient_error", number(verify.compared_gradients(), verify.max_gradient_error)},
+          {"gradient_limit", number(verify.compared_gradients(), verify.gradient_limit)}};
 }
 
 Json JsonOfVerdict(const Verdict& verdict) {
@@ -101,7 +107,7 @@ void AddRun(const LoadReport& report, const RunReport& run, Json* json) {
   const Rates rates = RatesOf(result);
   Json& out = *json;
   out["loop"] = Name(run.loop);
-  out["rate"] = run.loop == LoopKind::kOpen ? Number(run.rate) : Json(nullptr);
+  out["rate"] = Rate(run);
   out["concurrency"] = run.concurrency;
   out["verdict"] = JsonOfVerdict(run.verdict);
   out["duration_seconds"] = Seconds(result.elapsed);
@@ -179,10 +185,12 @@ Json Config(const LoadReport& report) {
                {"rate", nullptr},
                {"concurrency", nullptr},
                {"warmup_seconds", Seconds(report.warmup)},
+               {"warmup_requests",
+                report.warmup_requests > 0 ? Json(report.warmup_requests) : Json(nullptr)},
                {"client_cores", report.client_cores},
                {"entries", Json::array()}};
   if (report.run.has_value()) {
-    if (report.run->loop == LoopKind::kOpen) json["rate"] = Number(report.run->rate);
+    json["rate"] = Rate(*report.run);
     json["concurrency"] = report.run->concurrency;
   }
   for (const EntryReport& entry : report.entries) {

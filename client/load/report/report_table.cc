@@ -61,8 +61,8 @@ void AddSetup(const LoadReport& report, std::string* out) {
 }
 
 void AddLoad(const LoadReport& report, const RunReport& run, std::string* out) {
-  const std::string warmup =
-      report.warmup > absl::ZeroDuration() ? ", after a warm-up of " + Seconds(report.warmup) : "";
+  std::string warmup = DescribeWarmup(report, Seconds(report.warmup));
+  if (!warmup.empty()) warmup = ", after a warm-up of " + warmup;
   if (run.loop == LoopKind::kClosed) {
     Line("load",
          absl::StrFormat("capacity (closed loop): %d callers, %s%s", run.concurrency,
@@ -70,9 +70,9 @@ void AddLoad(const LoadReport& report, const RunReport& run, std::string* out) {
          out);
   } else {
     Line("load",
-         absl::StrFormat("open loop: %.2f requests/s, %s arrivals, at most %d outstanding, %s%s",
-                         run.rate, report.arrivals, run.concurrency, Seconds(run.result.elapsed),
-                         warmup),
+         absl::StrFormat("open loop: %s%s arrivals, at most %d outstanding, %s%s",
+                         run.rate > 0 ? absl::StrFormat("%.2f requests/s, ", run.rate) : "",
+                         report.arrivals, run.concurrency, Seconds(run.result.elapsed), warmup),
          out);
   }
 }
@@ -151,13 +151,14 @@ void AddCpu(const RunReport& run, std::string* out) {
 void AddVerification(const VerifyReport& verify, std::string* out) {
   std::string text =
       absl::StrFormat("%d answers (%d rows), %d wrong", verify.answers, verify.rows, verify.wrong);
-  if (verify.limit > 0) {
-    absl::StrAppendFormat(&text, "; largest relative error of o %.2e, of lse %.2e; limit %.0e",
-                          verify.max_o_error, verify.max_lse_error, verify.limit);
+  if (verify.compared_o()) {
+    absl::StrAppendFormat(&text, "; largest relative error of o %.2e", verify.max_o_error);
+    if (verify.compared_lse()) absl::StrAppendFormat(&text, ", of lse %.2e", verify.max_lse_error);
+    absl::StrAppendFormat(&text, ", limit %.0e", verify.limit);
   }
-  if (verify.gradient_limit > 0) {
-    absl::StrAppendFormat(&text, "; of dq, dk and dv %.2e, limit %.0e", verify.max_gradient_error,
-                          verify.gradient_limit);
+  if (verify.compared_gradients()) {
+    absl::StrAppendFormat(&text, "; largest relative error of dq, dk and dv %.2e, limit %.0e",
+                          verify.max_gradient_error, verify.gradient_limit);
   }
   Line("verified", text, out);
 }

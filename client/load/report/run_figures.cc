@@ -102,6 +102,14 @@ std::string DescribeServer(const ServerInfo& server) {
   return out;
 }
 
+std::string DescribeWarmup(const LoadReport& report, const std::string& time) {
+  if (report.warmup <= absl::ZeroDuration()) return "";
+  if (report.warmup_requests == 0) return time;
+  const std::string requests = absl::StrCat(report.warmup_requests, " requests");
+  return report.warmup == absl::InfiniteDuration() ? requests
+                                                   : absl::StrCat(time, " or ", requests);
+}
+
 std::string TargetName(const LoadReport& report, size_t target) {
   return target < report.targets.size() ? report.targets[target] : absl::StrCat("target ", target);
 }

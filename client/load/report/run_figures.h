@@ -51,6 +51,8 @@ absl::Span<const Interval> PlottedIntervals(const LoadResult& result);
 
 std::string Name(LoopKind loop);                       // "open", "closed"
 std::string DescribeServer(const ServerInfo& server);  // "cuda 0.1.0 (device; device)"
+// "2s", "100 requests" or "2s or 100 requests"; `time` is how its time is written. Empty: none.
+std::string DescribeWarmup(const LoadReport& report, const std::string& time);
 std::string TargetName(const LoadReport& report, size_t target);
 std::string EntryName(const LoadReport& report, size_t entry);
 

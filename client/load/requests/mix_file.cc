@@ -270,8 +270,9 @@ absl::StatusOr<json> ParseJson(absl::string_view text) {
       return Invalid("the field ", Shown(json(repeated)), " comes twice in an object");
     }
     return parsed;
-  } catch (const json::parse_error& error) {
-    // Without the library's own "[json.exception.parse_error.101] ".
+  } catch (const json::exception& error) {
+    // No JSON, or a number beyond any double; without the library's own
+    // "[json.exception.parse_error.101] ".
     const absl::string_view message = error.what();
     return Invalid("not JSON: ", message.substr(message.find("] ") + 2));
   }

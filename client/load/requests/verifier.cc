@@ -277,6 +277,8 @@ VerifyReport Verifier::Verify(absl::Span<const AnswerSample> samples) const {
   for (const VerifyReport& of : report.entries) {
     report.answers += of.answers;
     report.rows += of.rows;
+    report.lse_rows += of.lse_rows;
+    report.gradient_rows += of.gradient_rows;
     report.wrong += of.wrong;
     const double share = std::max(of.max_o_error, of.max_lse_error) / of.limit;
     if (share > nearest) {
@@ -316,6 +318,7 @@ bool Verifier::JudgeRows(const AnswerSample& sample, const References& reference
       norm += reference.o[d] * reference.o[d];
     }
     if (shape.want_lse) {
+      ++report->lse_rows;
       lse_error = std::max(lse_error, LseError(static_cast<double>(row.lse), reference.lse));
     }
   }
@@ -337,6 +340,7 @@ bool Verifier::JudgeGradients(const AnswerSample& sample, const References& refe
   if (sample.gradient_rows.empty()) return true;
   const GradientReference& reference = references.Gradients(sample.request);
   report->rows += static_cast<int64_t>(sample.gradient_rows.size());
+  report->gradient_rows += static_cast<int64_t>(sample.gradient_rows.size());
   double largest = 0;
   for (const GradientOf which : {GradientOf::kQ, GradientOf::kK, GradientOf::kV}) {
     double difference = 0;

@@ -31,11 +31,13 @@ struct AnswerView {
 // Limits go by the dtype, so errors are those of one entry of the mix: o and lse of the one that
 // comes nearest to its limit or farthest beyond it, and so gradients. Counts are of all entries.
 struct VerifyReport {
-  int64_t answers = 0;       // compared
-  int64_t rows = 0;          // compared, over all answers
-  int64_t wrong = 0;         // answers beyond the limit
-  double max_o_error = 0;    // ||o - ref|| / ||ref|| over an answer's rows; infinity for NaN
-  double max_lse_error = 0;  // |lse - ref| / max(1, |ref|); infinity for NaN
+  int64_t answers = 0;        // compared
+  int64_t rows = 0;           // compared, over all answers
+  int64_t lse_rows = 0;       // of these, with lse
+  int64_t gradient_rows = 0;  // of these, of gradients; the others are of o
+  int64_t wrong = 0;          // answers beyond the limit
+  double max_o_error = 0;     // ||o - ref|| / ||ref|| over an answer's rows; infinity for NaN
+  double max_lse_error = 0;   // |lse - ref| / max(1, |ref|); infinity for NaN
   // Of both. Wider for o where rounding the reference to the dtype alone errs by more than 4/5 of
   // it, as it can over few values; an eps above the default adds 2 eps max|v| to each value of o
   // and 2 eps to lse.
@@ -45,6 +47,11 @@ struct VerifyReport {
   double max_gradient_error = 0;
   double gradient_limit = 0;
   std::vector<VerifyReport> entries = {};  // [entries of the mix], of each alone; theirs are empty
+
+  // Where these are false the errors are 0 and mean nothing.
+  bool compared_o() const { return rows > gradient_rows; }
+  bool compared_lse() const { return lse_rows > 0; }
+  bool compared_gradients() const { return gradient_rows > 0; }
 };
 
 // The relative error that an exact kernel keeps: 3e-4 float16, 3e-3 bfloat16, 2e-6 float32.

@@ -75,6 +75,18 @@ TEST(IntervalSeriesTest, MergesSeriesOfDifferentLengths) {
   }
 }
 
+TEST(IntervalSeriesTest, ALateEndMakesIntervalsLongerAndNotMore) {
+  IntervalSeries series;
+  series.RecordSuccess(kBase, absl::Seconds(190), 7);
+  series.RecordFailure(absl::Seconds(70));
+  const absl::Duration end = absl::Seconds(191);
+  const auto intervals = series.Intervals(end);
+  ASSERT_LE(intervals.size(), IntervalSeries::kMostIntervals);
+  EXPECT_EQ(intervals.back().start + intervals.back().length, end);
+  EXPECT_EQ(intervals[0].bytes, 7);
+  EXPECT_EQ(intervals[70].failed, 1);
+}
+
 TEST(IntervalSeriesTest, ThirdsAreOfOneLength) {
   IntervalSeries series;
   EXPECT_TRUE(series.Thirds(3 * kBase - absl::Nanoseconds(1)).empty());

@@ -167,5 +167,73 @@ TEST(LoadDriverTest, AnOpenLoopEndsAfterTheRequestsThatWereAskedFor) {
   EXPECT_EQ(run->cpu_bytes, 50 * 100);
 }
 
+TEST(LoadDriverTest, AnOpenLoopWithoutADurationLastsAsLongAsItsRequestsTake) {
+  QueueCaller caller(absl::ZeroDuration());
+  const auto mix = SmallMix();
+  const std::atomic<bool> stop{false};
+  LoadDriver driver = DriverOf(caller, *mix, stop);
+  // Among so many seeds there are some whose gaps are all long.
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    const absl::StatusOr<RunReport> run = driver.Run({.loop = LoopKind::kOpen,
+                                                      .rate = 1000,
+                                                      .warmup = absl::Milliseconds(seed % 3),
+                                                      .requests = 2,
+                                                      .seed = seed});
+    ASSERT_TRUE(run.ok()) << run.status();
+    ASSERT_EQ(run->result.offered, 2) << seed;
+  }
+}
+
+// Answers at once; a wrong row is in the first answer alone.
+class WrongOnceCaller : public LoadCaller {
+ public:
+  int num_entries() const override { return 1; }
+  int num_targets() const override { return 1; }
+  void Start(int64_t /*index*/, int /*slot*/, DoneCallback done) override {
+    CallOutcome outcome;
+    if (!answered_.exchange(true)) {
+      outcome.sample = AnswerSample{.request = {.q_len = 16, .kv_len = 16},
+                                    .rows = {{.o = std::vector<float>(8, 100.0f)}}};
+    }
+    std::move(done)(std::move(outcome));
+  }
+
+ private:
+  std::atomic<bool> answered_{false};
+};
+
+TEST(LoadDriverTest, AWrongAnswerIsNotDrivenAgain) {
+  WrongOnceCaller caller;
+  const auto mix = SmallMix();
+  Verifier verifier(mix.get(), /*pool_rows=*/1, /*rows_per_answer=*/1, /*seed=*/1);
+  const std::atomic<bool> stop{false};
+  // The generator never keeps up, so that every step would be driven again.
+  LoadDriver driver(&caller, mix.get(), &verifier, {.limits = {.max_lag = -absl::Seconds(1)}},
+                    &stop);
+  const absl::StatusOr<SweepReport> sweep =
+      driver.Sweep({.loop = LoopKind::kOpen,
+                    .arrivals = ArrivalKind::kConstant,
+                    .duration = absl::Milliseconds(20)},
+                   {.slo = absl::Seconds(1), .search = {.first_rate = 100, .max_steps = 1}});
+  ASSERT_TRUE(sweep.ok()) << sweep.status();
+  ASSERT_EQ(sweep->steps.size(), 1u);
+  ASSERT_TRUE(sweep->steps[0].verify.has_value());
+  EXPECT_EQ(sweep->steps[0].verify->wrong, 1);
+}
+
+TEST(LoadDriverTest, AScheduleOfATraceHasAnEnd) {
+  QueueCaller caller(absl::ZeroDuration());
+  const auto mix = SmallMix({{.arrival = absl::ZeroDuration(), .seq_len = 4, .q_len = 4},
+                             {.arrival = absl::Nanoseconds(1), .seq_len = 8, .q_len = 8}});
+  const std::atomic<bool> stop{false};
+  LoadDriver driver = DriverOf(caller, *mix, stop);
+  const absl::Status status =
+      driver.Run({.loop = LoopKind::kOpen, .trace_times = true, .duration = absl::Seconds(3600)})
+          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("--trace"), std::string::npos) << status;
+  EXPECT_NE(status.message().find("accepted: up to so many"), std::string::npos) << status;
+}
+
 }  // namespace
 }  // namespace flashbias::client

@@ -133,6 +133,16 @@ TEST(JudgeTest, WrongAnswersOfAnyStepAndOfTheOverload) {
   ExpectError(report, absl::StatusCode::kDataLoss, "1 of 4 verified answers are wrong", true);
 }
 
+TEST(JudgeTest, AnOverloadThatMeetsTheObjectiveContradictsOnlyAStepThatDidNot) {
+  LoadReport report = SweepOf({GoodRun()}, {true});
+  report.sweep->overload = GoodRun();
+  EXPECT_TRUE(Judge(report, false).ok()) << Judge(report, false);
+  report = SweepOf({GoodRun(), GoodRun()}, {true, false});
+  report.sweep->overload = GoodRun();
+  report.sweep->bound_rate = 200;
+  ExpectError(report, absl::StatusCode::kFailedPrecondition, "twice the best rate met", true);
+}
+
 TEST(JudgeTest, ASweepThatVerifiedNothing) {
   RunReport run = GoodRun();
   run.verify = VerifyReport{};

@@ -120,6 +120,7 @@ TEST(MixFileTest, WhatIsNoMixIsRefused) {
               HasSubstr("not JSON: parse error at line 2"));
   EXPECT_THAT(ErrorOf(""), HasSubstr("not JSON: "));
   EXPECT_THAT(ErrorOf("{\"entries\": [{\"name\": \"\xff\"}]}"), HasSubstr("not JSON: "));
+  EXPECT_THAT(ErrorOf("{\"entries\": [{\"weight\": 1e999}]}"), HasSubstr("'1e999'"));
   EXPECT_EQ(ErrorOf("[]"), "the mix is an array; accepted: an object with entries");
   EXPECT_EQ(ErrorOf("{}"), "entries is missing");
   EXPECT_EQ(ErrorOf(R"({"entries": 5})"), "entries is 5; accepted: arrays of objects");

@@ -49,6 +49,12 @@ TEST(RateSearchTest, EndsAtTheHighestRate) {
   EXPECT_EQ(Drive(above, 1e9), (std::vector<double>{500}));
 }
 
+TEST(RateSearchTest, StepsDownFromTheHighestRateWhereTheFirstIsFarAbove) {
+  RateSearch search({.first_rate = 1000, .step_factor = 2, .max_rate = 8});
+  EXPECT_EQ(Drive(search, 2)[1], 2);
+  EXPECT_EQ(search.best(), 2);
+}
+
 TEST(RateSearchTest, AFirstRateThatFailsIsSteppedDownFrom) {
   RateSearch search({.first_rate = 1000, .step_factor = 2});
   const std::vector<double> rates = Drive(search, 100);

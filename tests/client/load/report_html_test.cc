@@ -77,6 +77,30 @@ TEST(ReportHtmlTest, ClosedLoopIsCalledCapacity) {
   EXPECT_THAT(html, Not(HasSubstr(">offered</li>")));
 }
 
+TEST(ReportHtmlTest, ATraceHasNoRate) {
+  LoadReport report = SimulatedOpenLoopReport();
+  report.run->rate = 0;
+  report.arrivals = "trace";
+  const std::string html = FormatHtml(report);
+  EXPECT_THAT(html, HasSubstr("<h1>Open loop by the times of a trace</h1>"));
+  EXPECT_THAT(html, HasSubstr("open loop, trace arrivals, at most"));
+  EXPECT_THAT(html, Not(HasSubstr("0 requests/s")));
+}
+
+TEST(ReportHtmlTest, OnlyWhatWasComparedHasAnError) {
+  LoadReport report = SimulatedClosedLoopReport();
+  VerifyReport& verify = report.run->verify.emplace();
+  verify = {.answers = 3, .rows = 5, .limit = 3e-4, .gradient_limit = 6e-4};
+  std::string html = FormatHtml(report);
+  EXPECT_THAT(html, HasSubstr("error of o<"));
+  EXPECT_THAT(html, Not(HasSubstr("error of lse<")));
+  EXPECT_THAT(html, Not(HasSubstr("error of gradients<")));
+  verify.gradient_rows = 5;
+  html = FormatHtml(report);
+  EXPECT_THAT(html, Not(HasSubstr("error of o<")));
+  EXPECT_THAT(html, HasSubstr("error of gradients<"));
+}
+
 TEST(ReportHtmlTest, Sweep) {
   const std::string html = FormatHtml(SimulatedSweepReport());
   ExpectSound(html);

@@ -70,6 +70,8 @@ LoadReport FullReport() {
                  .reasons = {"slow", "unsteady"}};
   run.verify = VerifyReport{.answers = 3,
                             .rows = 12,
+                            .lse_rows = 4,
+                            .gradient_rows = 8,
                             .wrong = 1,
                             .max_o_error = kInfinity,
                             .max_lse_error = 1e-6,
@@ -200,6 +202,40 @@ TEST(ReportJsonTest, AClosedLoopHasNoRateAndNoArrivals) {
   EXPECT_EQ(report["config"]["rate"], nullptr);
   EXPECT_EQ(report["config"]["arrivals"], nullptr);
   EXPECT_EQ(report["config"]["concurrency"], 8);
+}
+
+TEST(ReportJsonTest, ATraceHasNoRateAndAWarmupMayHaveNoTime) {
+  LoadReport report = SimulatedOpenLoopReport();
+  report.run->rate = 0;
+  report.warmup = absl::InfiniteDuration();
+  report.warmup_requests = 100;
+  const json parsed = json::parse(FormatJson(report));
+  EXPECT_EQ(parsed["rate"], nullptr);
+  EXPECT_EQ(parsed["config"]["rate"], nullptr);
+  EXPECT_EQ(parsed["config"]["warmup_seconds"], nullptr);
+  EXPECT_EQ(parsed["config"]["warmup_requests"], 100);
+}
+
+TEST(ReportJsonTest, WhatWasNotComparedHasNoErrorAndNoLimit) {
+  LoadReport forward;
+  forward.run.emplace();
+  forward.run->verify = VerifyReport{.answers = 1, .rows = 2, .limit = 3e-4, .gradient_limit = 1};
+  json verify = json::parse(FormatJson(forward))["verify"];
+  EXPECT_EQ(verify["max_o_error"], 0);
+  EXPECT_EQ(verify["limit"], 3e-4);
+  for (const char* key : {"max_lse_error", "max_gradient_error", "gradient_limit"}) {
+    EXPECT_EQ(verify[key], nullptr) << key;
+  }
+  LoadReport backward;
+  backward.run.emplace();
+  backward.run->verify =
+      VerifyReport{.answers = 1, .rows = 2, .gradient_rows = 2, .limit = 1, .gradient_limit = 6e-4};
+  verify = json::parse(FormatJson(backward))["verify"];
+  EXPECT_EQ(verify["max_gradient_error"], 0);
+  EXPECT_EQ(verify["gradient_limit"], 6e-4);
+  for (const char* key : {"max_o_error", "max_lse_error", "limit"}) {
+    EXPECT_EQ(verify[key], nullptr) << key;
+  }
 }
 
 TEST(ReportJsonTest, AnEmptyRunHasNullsWhereNothingWasMeasured) {

@@ -45,6 +45,42 @@ TEST(ReportTableTest, ClosedLoopIsLabelledCapacity) {
   EXPECT_THAT(table, Not(HasSubstr("offered")));
 }
 
+TEST(ReportTableTest, ATraceHasNoRate) {
+  LoadReport report = SimulatedOpenLoopReport();
+  report.run->rate = 0;
+  report.arrivals = "trace";
+  EXPECT_THAT(FormatTable(report), HasSubstr("load          open loop: trace arrivals, at most"));
+}
+
+TEST(ReportTableTest, TheWarmupIsWhatEndsIt) {
+  LoadReport report = SimulatedClosedLoopReport();
+  report.warmup = absl::Seconds(2);
+  EXPECT_THAT(FormatTable(report), HasSubstr(", after a warm-up of 2s\n"));
+  report.warmup_requests = 100;
+  EXPECT_THAT(FormatTable(report), HasSubstr(", after a warm-up of 2s or 100 requests\n"));
+  report.warmup = absl::InfiniteDuration();
+  EXPECT_THAT(FormatTable(report), HasSubstr(", after a warm-up of 100 requests\n"));
+  report.warmup = absl::ZeroDuration();
+  EXPECT_THAT(FormatTable(report), Not(HasSubstr("warm-up")));
+}
+
+TEST(ReportTableTest, OnlyWhatWasComparedHasAnError) {
+  LoadReport report = SimulatedClosedLoopReport();
+  VerifyReport& verify = report.run->verify.emplace();
+  verify = {.answers = 3, .rows = 5, .limit = 3e-4, .gradient_limit = 6e-4};
+  EXPECT_THAT(FormatTable(report),
+              HasSubstr("0 wrong; largest relative error of o 0.00e+00, limit 3e-04\n"));
+  verify.lse_rows = 5;
+  EXPECT_THAT(FormatTable(report), HasSubstr("of o 0.00e+00, of lse 0.00e+00, limit 3e-04\n"));
+  verify.lse_rows = 0;
+  verify.gradient_rows = 5;
+  EXPECT_THAT(
+      FormatTable(report),
+      HasSubstr("0 wrong; largest relative error of dq, dk and dv 0.00e+00, limit 6e-04\n"));
+  verify.rows = verify.gradient_rows = 0;
+  EXPECT_THAT(FormatTable(report), HasSubstr("verified      3 answers (0 rows), 0 wrong\n"));
+}
+
 TEST(ReportTableTest, AnInvalidRun) {
   LoadReport report = SimulatedOpenLoopReport();
   report.run->verdict.server_kept_up = false;

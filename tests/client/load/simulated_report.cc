@@ -180,8 +180,12 @@ RunReport SimulateClosedLoop(const SimulatedCallers& callers) {
   RunReport report = ReportOf(ResultOf(all, callers.duration, absl::Seconds(1), callers.work));
   report.loop = LoopKind::kClosed;
   report.concurrency = callers.callers;
-  report.verify = VerifyReport{
-      .answers = 120, .rows = 480, .max_o_error = 1.7e-4, .max_lse_error = 2.4e-6, .limit = 3e-4};
+  report.verify = VerifyReport{.answers = 120,
+                               .rows = 480,
+                               .lse_rows = 480,
+                               .max_o_error = 1.7e-4,
+                               .max_lse_error = 2.4e-6,
+                               .limit = 3e-4};
   return report;
 }
 

@@ -238,6 +238,8 @@ TEST(VerifierTest, EntriesAreJudgedByTheirOwnLimits) {
   const VerifyReport report = verifier.Verify(samples);
   EXPECT_EQ(report.answers, 12);
   EXPECT_EQ(report.rows, 12 * 16);
+  EXPECT_TRUE(report.compared_o());
+  EXPECT_FALSE(report.compared_gradients());
   EXPECT_EQ(report.wrong, 4);
   ASSERT_EQ(report.entries.size(), 3u);
   EXPECT_EQ(report.entries[0].wrong, 0);
@@ -325,6 +327,9 @@ TEST(VerifierTest, RightGradientsPassInEveryDType) {
       const VerifyReport report = backward.Check(input, backward.Right(input));
       EXPECT_EQ(report.answers, 1);
       EXPECT_EQ(report.rows, 600);
+      EXPECT_EQ(report.gradient_rows, 600);
+      EXPECT_FALSE(report.compared_o());
+      EXPECT_FALSE(report.compared_lse());
       EXPECT_EQ(report.wrong, 0) << report.max_gradient_error;
       EXPECT_GT(report.max_gradient_error, 0);
     }
