@@ -62,7 +62,7 @@ class ClosedLoop {
       outstanding_.fetch_add(1);
       Call call;
       caller_.Start(request->index, slot, [&call](CallOutcome outcome) {
-        call.answered = MonotonicNow();
+        call.answered = outcome.answered.value_or(MonotonicNow());
         call.outcome = std::move(outcome);
         call.done.Notify();
       });

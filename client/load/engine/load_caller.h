@@ -10,6 +10,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "client/load/engine/load_result.h"
 #include "client/load/requests/answer_sample.h"
 
@@ -18,6 +19,9 @@ namespace flashbias::client {
 // What one request came to.
 struct CallOutcome {
   absl::Status status = absl::OkStatus();
+  // When the answer was there, by MonotonicNow(); absent: when `done` is called. For callers that
+  // do something with it before that.
+  std::optional<absl::Duration> answered = {};
   int entry = 0;  // of the mix
   int target = 0;
   int64_t bytes = 0;                        // of tensors in and out

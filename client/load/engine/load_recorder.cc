@@ -80,6 +80,10 @@ void LoadRecorder::RecordAnswer(const CallTimes& times, bool measured, CallOutco
     shard.period.bytes += outcome.bytes;
     shard.period.latency.Record(times.answered - times.intended);
     shard.result.bytes_with_warmup += outcome.bytes;
+    if (outcome.sample.has_value()) {
+      shard.result.samples.push_back(*std::move(outcome.sample));
+      outcome.sample.reset();
+    }
   } else {
     ++shard.period.failed;
   }
@@ -106,7 +110,6 @@ void LoadRecorder::RecordMeasured(const CallTimes& times, absl::Duration schedul
     result.stages.Add(outcome.stages);
     result.bytes += outcome.bytes;
     result.tokens += outcome.tokens;
-    if (outcome.sample.has_value()) result.samples.push_back(*std::move(outcome.sample));
     shard->intervals.RecordSuccess(times.intended, latency, outcome.bytes);
   } else {
     ++result.failed;

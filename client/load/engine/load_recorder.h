@@ -36,7 +36,7 @@ class LoadRecorder {
 
   // A request was sent, or was to be sent and is not.
   void RecordOffered() { offered_.fetch_add(1, std::memory_order_relaxed); }
-  // Of one in the warm-up (`measured` is false) only progress is kept, and its bytes.
+  // Of one in the warm-up (`measured` is false) only progress is kept, its bytes and its sample.
   void RecordAnswer(const CallTimes& times, bool measured, CallOutcome outcome);
   void RecordOverflow(absl::Duration intended, bool measured);
 

@@ -116,7 +116,7 @@ class OpenLoop {
   }
 
   void Finish(int slot, CallOutcome outcome) {
-    const absl::Duration answered = MonotonicNow() - start_;
+    const absl::Duration answered = outcome.answered.value_or(MonotonicNow()) - start_;
     const Call call = calls_[slot];
     recorder_.RecordAnswer({.intended = call.intended - options_.warmup,
                             .sent = call.sent - options_.warmup,

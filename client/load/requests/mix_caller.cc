@@ -7,12 +7,13 @@
 #include <numbers>
 #include <optional>
 #include <utility>
-#include "absl/strings/string_view.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "client/load/engine/pacing.h"
 #include "client/load/requests/counter_random.h"
 #include "client/load/requests/region_plan.h"
 
@@ -360,6 +361,8 @@ void MixCaller::Impl::CallBackward(std::unique_ptr<Request> request) {
 }
 
 void MixCaller::Impl::Finish(std::unique_ptr<Request> request, absl::Status status) {
+  // What follows is no part of the latency.
+  request->outcome.answered = MonotonicNow();
   if (status.ok()) {
     const PlannedRequest& plan = request->plan;
     const Workload::CallBytes bytes = mix_.workload(plan.entry).bytes(plan.q_len, plan.kv_len);
