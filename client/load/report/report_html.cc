@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "client/load/report/html_summary.h"
 #include "client/load/report/html_table.h"
@@ -162,9 +161,6 @@ std::string RunHtml(const LoadReport& report, const RunReport& run, const std::s
 void AddStep(const RunReport& step, std::string outcome, HtmlTable* table) {
   const LoadResult& result = step.result;
   const Rates rates = RatesOf(result);
-  if (!step.verdict.reasons.empty()) {
-    absl::StrAppend(&outcome, ": ", absl::StrJoin(step.verdict.reasons, "; "));
-  }
   table->AddRow({FormatNumber(step.rate), FormatNumber(rates.achieved), FormatNumber(rates.good),
                  FormatCount(result.failed), Cell(result.latency, 50), Cell(result.latency, 99),
                  Cell(result.lag, 99), std::move(outcome)});
@@ -183,7 +179,7 @@ std::string SweepHtml(const LoadReport& report, const SweepReport& sweep) {
                    {"p99 lag"},
                    {"Objective", Column::kText}});
   for (size_t n = 0; n < sweep.steps.size(); ++n) {
-    AddStep(sweep.steps[n], n < sweep.met.size() && sweep.met[n] ? "met" : "not met", &table);
+    AddStep(sweep.steps[n], StepOutcome(sweep, n), &table);
   }
   if (sweep.overload.has_value()) AddStep(*sweep.overload, "overload", &table);
   if (!table.empty()) {

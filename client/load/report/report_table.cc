@@ -201,14 +201,6 @@ std::string StepLine(const RunReport& step, absl::string_view outcome) {
                          rates.good, latency(50), latency(99), result.failed, outcome);
 }
 
-std::string Outcome(const RunReport& step, bool met) {
-  std::string out = met ? "met" : "not met";
-  if (!step.verdict.valid() && !step.verdict.reasons.empty()) {
-    absl::StrAppend(&out, ": ", PrintableText(step.verdict.reasons.front()));
-  }
-  return out;
-}
-
 void AddSweep(const LoadReport& report, const SweepReport& sweep, std::string* out) {
   Line("load",
        absl::StrFormat("sweep of open loops, %s arrivals; objective: p99 latency at most %s",
@@ -217,8 +209,7 @@ void AddSweep(const LoadReport& report, const SweepReport& sweep, std::string* o
   absl::StrAppendFormat(out, "\n%12s %12s %12s %14s %14s %8s\n", "offered/s", "achieved/s",
                         "good/s", "p50", "p99", "failed");
   for (size_t n = 0; n < sweep.steps.size(); ++n) {
-    absl::StrAppend(out, StepLine(sweep.steps[n],
-                                  Outcome(sweep.steps[n], n < sweep.met.size() && sweep.met[n])));
+    absl::StrAppend(out, StepLine(sweep.steps[n], PrintableText(StepOutcome(sweep, n))));
   }
   if (sweep.overload.has_value()) absl::StrAppend(out, StepLine(*sweep.overload, "overload"));
   absl::StrAppend(out, "\n");

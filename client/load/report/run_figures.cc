@@ -85,6 +85,15 @@ bool BoundedByGenerator(const SweepReport& sweep) {
   });
 }
 
+std::string StepOutcome(const SweepReport& sweep, size_t n) {
+  const Verdict& verdict = sweep.steps[n].verdict;
+  const char* const outcome = n < sweep.met.size() && sweep.met[n] ? "met" : "not met";
+  if (!verdict.valid() && !verdict.reasons.empty()) {
+    return absl::StrCat(outcome, ": ", verdict.reasons.front());
+  }
+  return absl::StrCat(outcome, verdict.steady ? "" : ", not steady");
+}
+
 absl::Span<const Interval> PlottedIntervals(const LoadResult& result) {
   absl::Span<const Interval> intervals = result.intervals;
   if (intervals.size() > 1 && intervals.back().length < intervals.front().length / 2) {

@@ -46,6 +46,9 @@ const RunReport* BestStep(const SweepReport& sweep);
 // the best rate is what could be offered, and the server may take more.
 bool BoundedByGenerator(const SweepReport& sweep);
 
+// What came of step `n`: "met" or "not met", with the first reason of one that is invalid.
+std::string StepOutcome(const SweepReport& sweep, size_t n);
+
 // The intervals of a run without a last one too short for figures of its own.
 absl::Span<const Interval> PlottedIntervals(const LoadResult& result);
 

@@ -106,6 +106,20 @@ TEST(ReportTableTest, Sweep) {
   EXPECT_THAT(table, HasSubstr("\nat the best rate\n"));
 }
 
+TEST(ReportTableTest, StepsSayWhyTheyAreInvalidAndOnlyThatTheyAreNotSteady) {
+  LoadReport report = SimulatedSweepReport();
+  report.sweep->steps.resize(3);
+  report.sweep->met = {true, false, false};
+  report.sweep->steps[0].verdict = {.steady = true};
+  report.sweep->steps[1].verdict = {.steady = false, .reasons = {"thirds differ"}};
+  report.sweep->steps[2].verdict = {
+      .generator_kept_up = false, .steady = false, .reasons = {"sent late", "thirds differ"}};
+  const std::string table = FormatTable(report);
+  EXPECT_THAT(table, HasSubstr("  met\n"));
+  EXPECT_THAT(table, HasSubstr("  not met, not steady\n"));
+  EXPECT_THAT(table, HasSubstr("  not met: sent late\n"));
+}
+
 TEST(ReportTableTest, ASweepThatFoundNothing) {
   LoadReport report;
   report.sweep = SweepReport{.slo = absl::Milliseconds(1), .steps = {RunReport()}, .met = {false}};
