@@ -11,7 +11,9 @@
 #include <sstream>
 #include <utility>
 
+#include "absl/flags/commandlineflag.h"
 #include "absl/flags/flag.h"
+#include "absl/flags/reflection.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -135,6 +137,17 @@ absl::Status CheckCount(const char* flag, int64_t value) {
 
 absl::Status OnlyWith(const char* flag, const char* needed) {
   return absl::InvalidArgumentError(absl::StrCat(flag, " is set; accepted only with ", needed));
+}
+
+// That flags which would do nothing here are at their defaults.
+absl::Status CheckUnused(std::initializer_list<const char*> names, const char* needed) {
+  for (const char* name : names) {
+    const absl::CommandLineFlag* const flag = absl::FindCommandLineFlag(name);
+    if (flag->CurrentValue() != flag->DefaultValue()) {
+      return OnlyWith(absl::StrCat("--", name).c_str(), needed);
+    }
+  }
+  return absl::OkStatus();
 }
 
 // The first that is not OK.
@@ -293,6 +306,20 @@ absl::StatusOr<LoadShape> ShapeFromFlags(const MixOptions& mix) {
   if (shape.warmup == absl::InfiniteDuration() && warmup_requests == 0) {
     return absl::InvalidArgumentError("--warmup is inf; accepted only with --warmup_requests");
   }
+  if (!open) {
+    if (absl::Status status = CheckUnused({"arrivals", "max_outstanding", "send_threads", "spin"},
+                                          "an open loop: --rate, --sweep or the times of --trace");
+        !status.ok()) {
+      return status;
+    }
+  }
+  if (!by_trace) {
+    if (absl::Status status = CheckUnused(
+            {"trace_speed"}, "the times of --trace, which --rate and --sweep leave aside");
+        !status.ok()) {
+      return status;
+    }
+  }
   return shape;
 }
 
@@ -405,8 +432,10 @@ absl::StatusOr<LoadCommand> CommandFromFlags() {
     const absl::StatusOr<SweepOptions> sweep = SweepFromFlags();
     if (!sweep.ok()) return sweep.status();
     command.sweep_options = *sweep;
-  } else if (absl::GetFlag(FLAGS_slo) != absl::ZeroDuration()) {
-    return OnlyWith("--slo", "--sweep");
+  } else if (absl::Status status =
+                 CheckUnused({"slo", "sweep_step", "sweep_precision", "max_rate"}, "--sweep");
+             !status.ok()) {
+    return status;
   }
   absl::StatusOr<MixCallerOptions> caller = CallerFromFlags(command.shape);
   if (!caller.ok()) return caller.status();
