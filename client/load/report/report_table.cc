@@ -221,10 +221,10 @@ void AddSweep(const LoadReport& report, const SweepReport& sweep, std::string* o
   }
   if (sweep.bound_rate.has_value()) {
     Line("bound",
-         absl::StrFormat(BoundedByGenerator(sweep)
-                             ? "%.2f requests/s could not be sent in time; the server may take more"
-                             : "%.2f requests/s did not meet it",
-                         *sweep.bound_rate),
+         absl::StrFormat("%.2f requests/s %s", *sweep.bound_rate,
+                         BoundedByGenerator(sweep)
+                             ? "could not be sent in time; the server may take more"
+                             : "did not meet it"),
          out);
   } else {
     Line("bound", "none: the highest rate driven met it", out);
