@@ -2,6 +2,7 @@
 #ifndef FLASHBIAS_TESTS_CLIENT_LOAD_DRIVE_CALLER_H_
 #define FLASHBIAS_TESTS_CLIENT_LOAD_DRIVE_CALLER_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -15,14 +16,14 @@ namespace flashbias::client {
 // Slots and outcomes of requests in flight.
 class CallerDriver {
  public:
-  CallerDriver(int64_t requests, int slots) : outcomes_(requests) {
+  CallerDriver(int64_t requests, int slots)
+      : requests_(requests), slots_(static_cast<size_t>(slots)), outcomes_(requests) {
     for (int slot = 0; slot < slots; ++slot) free_slots_.push_back(slot);
   }
 
   // Requests 0, 1, ... with as many in flight as there are slots. By request.
   std::vector<CallOutcome> Run(LoadCaller& caller) ABSL_LOCKS_EXCLUDED(mutex_) {
-    const size_t slots = free_slots_.size();
-    for (int64_t n = 0; n < static_cast<int64_t>(outcomes_.size()); ++n) {
+    for (int64_t n = 0; n < requests_; ++n) {
       const int slot = TakeSlot();
       caller.Start(n, slot, [this, n, slot](CallOutcome outcome) {
         absl::MutexLock lock(&mutex_);
@@ -31,8 +32,8 @@ class CallerDriver {
       });
     }
     absl::MutexLock lock(&mutex_);
-    const auto all_free = [this, slots]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return free_slots_.size() == slots;
+    const auto all_free = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return free_slots_.size() == slots_;
     };
     mutex_.Await(absl::Condition(&all_free));
     return std::move(outcomes_);
@@ -50,6 +51,8 @@ class CallerDriver {
     return slot;
   }
 
+  const int64_t requests_;
+  const size_t slots_;
   absl::Mutex mutex_;
   std::vector<int> free_slots_ ABSL_GUARDED_BY(mutex_);
   std::vector<CallOutcome> outcomes_ ABSL_GUARDED_BY(mutex_);
