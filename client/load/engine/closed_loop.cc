@@ -5,7 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/notification.h"
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "client/load/engine/load_loop.h"
 #include "client/load/engine/load_recorder.h"
 #include "client/load/engine/pacing.h"
@@ -50,7 +51,25 @@ class ClosedLoop {
   struct Call {
     CallOutcome outcome;
     absl::Duration answered;
-    absl::Notification done;
+  };
+  // Not absl::Notification, whose order ThreadSanitizer cannot see.
+  class Answer {
+   public:
+    void Set(Call call) ABSL_LOCKS_EXCLUDED(mutex_) {
+      absl::MutexLock lock(&mutex_);
+      call_ = std::move(call);
+      there_ = true;
+    }
+    Call Await() ABSL_LOCKS_EXCLUDED(mutex_) {
+      absl::MutexLock lock(&mutex_);
+      mutex_.Await(absl::Condition(&there_));
+      return std::move(call_);
+    }
+
+   private:
+    absl::Mutex mutex_;
+    bool there_ ABSL_GUARDED_BY(mutex_) = false;
+    Call call_ ABSL_GUARDED_BY(mutex_);
   };
 
   void CallInTurn(int slot) {
@@ -60,13 +79,12 @@ class ClosedLoop {
       if (!request.has_value()) break;
       recorder_.RecordOffered();
       outstanding_.fetch_add(1);
-      Call call;
-      caller_.Start(request->index, slot, [&call](CallOutcome outcome) {
-        call.answered = outcome.answered.value_or(MonotonicNow());
-        call.outcome = std::move(outcome);
-        call.done.Notify();
+      Answer answer;
+      caller_.Start(request->index, slot, [&answer](CallOutcome outcome) {
+        const absl::Duration answered = outcome.answered.value_or(MonotonicNow());
+        answer.Set({.outcome = std::move(outcome), .answered = answered});
       });
-      call.done.WaitForNotification();
+      Call call = answer.Await();
       outstanding_.fetch_sub(1);
 
       const bool failed = !call.outcome.status.ok();

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstddef>
+#include <latch>
 #include <limits>
 #include <optional>
 #include <thread>
@@ -7,7 +8,6 @@
 #include <vector>
 
 #include "absl/synchronization/blocking_counter.h"
-#include "absl/synchronization/notification.h"
 #include "client/load/engine/load_loop.h"
 #include "client/load/engine/load_recorder.h"
 #include "client/load/engine/pacing.h"
@@ -42,7 +42,7 @@ class OpenLoop {
     for (int n = 0; n < options_.send_threads; ++n) threads.emplace_back([this] { SendInTurn(); });
     ready_.Wait();
     start_ = MonotonicNow() + absl::Milliseconds(1);
-    begin_.Notify();
+    begin_.count_down();
 
     ProgressReporter reporter(start_, &recorder_, observer);
     while (senders_.load() > 0 || outstanding_.load() > 0) {
@@ -63,7 +63,7 @@ class OpenLoop {
   void SendInTurn() {
     AskForExactWakeups();
     ready_.DecrementCount();
-    begin_.WaitForNotification();
+    begin_.wait();
     for (;;) {
       const size_t n = next_.fetch_add(1);
       if (n >= options_.arrivals.size() || !WaitFor(options_.arrivals[n])) break;
@@ -137,13 +137,13 @@ class OpenLoop {
   LoadRecorder recorder_;
   SlotPool free_slots_;
   std::vector<Call> calls_;  // [slots]; each belongs to who holds the slot
-  absl::Duration start_;     // constant once begin_ is notified
+  absl::Duration start_;     // constant once begin_ is at zero
   std::atomic<size_t> next_{0};
   std::atomic<int64_t> outstanding_{0};
   std::atomic<int64_t> stopped_at_ns_{kNotStopped};
   std::atomic<int> senders_;  // that still send
   absl::BlockingCounter ready_;
-  absl::Notification begin_;
+  std::latch begin_{1};
 };
 
 }  // namespace
