@@ -216,21 +216,26 @@ TEST(ReportJsonTest, ATraceHasNoRateAndAWarmupMayHaveNoTime) {
   EXPECT_EQ(parsed["config"]["warmup_requests"], 100);
 }
 
+// The report of a run of which so much was compared.
+LoadReport ComparedReport(int64_t rows, int64_t gradient_rows) {
+  LoadReport report;
+  VerifyReport& verify = report.run.emplace().verify.emplace();
+  verify.answers = 1;
+  verify.rows = rows;
+  verify.gradient_rows = gradient_rows;
+  verify.limit = 3e-4;
+  verify.gradient_limit = 6e-4;
+  return report;
+}
+
 TEST(ReportJsonTest, WhatWasNotComparedHasNoErrorAndNoLimit) {
-  LoadReport forward;
-  forward.run.emplace();
-  forward.run->verify = VerifyReport{.answers = 1, .rows = 2, .limit = 3e-4, .gradient_limit = 1};
-  json verify = json::parse(FormatJson(forward))["verify"];
+  json verify = json::parse(FormatJson(ComparedReport(2, 0)))["verify"];
   EXPECT_EQ(verify["max_o_error"], 0);
   EXPECT_EQ(verify["limit"], 3e-4);
   for (const char* key : {"max_lse_error", "max_gradient_error", "gradient_limit"}) {
     EXPECT_EQ(verify[key], nullptr) << key;
   }
-  LoadReport backward;
-  backward.run.emplace();
-  backward.run->verify =
-      VerifyReport{.answers = 1, .rows = 2, .gradient_rows = 2, .limit = 1, .gradient_limit = 6e-4};
-  verify = json::parse(FormatJson(backward))["verify"];
+  verify = json::parse(FormatJson(ComparedReport(2, 2)))["verify"];
   EXPECT_EQ(verify["max_gradient_error"], 0);
   EXPECT_EQ(verify["gradient_limit"], 6e-4);
   for (const char* key : {"max_o_error", "max_lse_error", "limit"}) {
