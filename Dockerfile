@@ -20,8 +20,8 @@ FROM packages AS build
 COPY . .
 # ON refuses a build image without nvcc, OFF leaves the CUDA kernels out.
 ARG WITH_CUDA=AUTO
-RUN --mount=type=cache,target=/root/.cache/ccache \
-    export CCACHE_DIR=/root/.cache/ccache && ccache --zero-stats \
+RUN --mount=type=cache,target=/var/cache/ccache \
+    export CCACHE_DIR=/var/cache/ccache && ccache --zero-stats \
  && cmake --preset release -DFLASHBIAS_WITH_CUDA="${WITH_CUDA}" \
       -DFLASHBIAS_BUILD_TESTS=OFF -DFLASHBIAS_BUILD_BENCHMARKS=OFF \
  && cmake --build --preset release --parallel "$(nproc)" \

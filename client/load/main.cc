@@ -26,6 +26,7 @@
 #include "client/load/report/report_html.h"
 #include "client/load/report/report_json.h"
 #include "client/load/report/report_table.h"
+#include "client/load/report/run_figures.h"
 #include "client/load/requests/mix_caller.h"
 #include "client/load/requests/request_mix.h"
 #include "client/load/requests/verifier.h"
@@ -75,10 +76,8 @@ class ReportFiles {
   // Of a sweep: at the best rate; empty where there is none.
   static LatencyHistogram LatencyOf(const LoadReport& report) {
     if (report.run.has_value()) return report.run->result.latency;
-    for (const RunReport& step : report.sweep->steps) {
-      if (step.rate == report.sweep->best_rate) return step.result.latency;
-    }
-    return LatencyHistogram();
+    if (!report.sweep->best_rate.has_value()) return LatencyHistogram();
+    return BestStep(*report.sweep)->result.latency;
   }
 
   std::optional<OutputFile> json_, csv_, hdr_, html_;

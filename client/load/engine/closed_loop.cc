@@ -48,28 +48,24 @@ class ClosedLoop {
     int64_t index;
     bool measured;
   };
-  struct Call {
-    CallOutcome outcome;
-    absl::Duration answered;
-  };
   // Not absl::Notification, whose order ThreadSanitizer cannot see.
   class Answer {
    public:
-    void Set(Call call) ABSL_LOCKS_EXCLUDED(mutex_) {
+    void Set(CallOutcome outcome) ABSL_LOCKS_EXCLUDED(mutex_) {
       absl::MutexLock lock(&mutex_);
-      call_ = std::move(call);
+      outcome_ = std::move(outcome);
       there_ = true;
     }
-    Call Await() ABSL_LOCKS_EXCLUDED(mutex_) {
+    CallOutcome Await() ABSL_LOCKS_EXCLUDED(mutex_) {
       absl::MutexLock lock(&mutex_);
       mutex_.Await(absl::Condition(&there_));
-      return std::move(call_);
+      return std::move(outcome_);
     }
 
    private:
     absl::Mutex mutex_;
     bool there_ ABSL_GUARDED_BY(mutex_) = false;
-    Call call_ ABSL_GUARDED_BY(mutex_);
+    CallOutcome outcome_ ABSL_GUARDED_BY(mutex_);
   };
 
   void CallInTurn(int slot) {
@@ -81,17 +77,17 @@ class ClosedLoop {
       outstanding_.fetch_add(1);
       Answer answer;
       caller_.Start(request->index, slot, [&answer](CallOutcome outcome) {
-        const absl::Duration answered = outcome.answered.value_or(MonotonicNow());
-        answer.Set({.outcome = std::move(outcome), .answered = answered});
+        if (!outcome.answered.has_value()) outcome.answered = MonotonicNow();
+        answer.Set(std::move(outcome));
       });
-      Call call = answer.Await();
+      CallOutcome outcome = answer.Await();
       outstanding_.fetch_sub(1);
 
-      const bool failed = !call.outcome.status.ok();
+      const bool failed = !outcome.status.ok();
       const absl::Duration from = request->measured ? MeasuredFrom() : start_;
-      recorder_.RecordAnswer(
-          {.intended = sent - from, .sent = sent - from, .answered = call.answered - from},
-          request->measured, std::move(call.outcome));
+      const CallTimes times = {
+          .intended = sent - from, .sent = sent - from, .answered = *outcome.answered - from};
+      recorder_.RecordAnswer(times, request->measured, std::move(outcome));
       if (failed) SleepUntil(MonotonicNow() + options_.pause_after_error, absl::ZeroDuration());
     }
     callers_.fetch_sub(1);
