@@ -96,12 +96,18 @@ name=flashbias-$version-linux-x86_64-glibc$glibc
 driver="It has CPU kernels only."
 if [[ $kernels != CPU ]]; then
   driver="GPUs need NVIDIA's driver, 580 or later, and nothing else of CUDA."
-  # The CUDA runtime is linked statically. Its licence lies where the toolkit's packages put it.
-  toolkit=$(sed -nE 's,^(CMAKE_CUDA_COMPILER|FLASHBIAS_NVCC):[A-Z]*=(.*)/bin/nvcc$,\2,p' "$build/CMakeCache.txt" | tail -n 1)
+  # The CUDA runtime is linked statically. Its licence lies where the toolkit's packages put it, which nvcc itself knows: the
+  # compiler's path may be a link or a wrapper.
+  nvcc=$(sed -nE 's,^(CMAKE_CUDA_COMPILER|FLASHBIAS_NVCC):[A-Z]*=(.*/nvcc)$,\2,p' "$build/CMakeCache.txt" | tail -n 1)
+  toolkit=$("$(readlink -f "$nvcc")" --dryrun x.cu 2>&1 | sed -n 's/^#\$ TOP=//p' || true)
   for licence in "$toolkit"/EULA.txt "$toolkit"/dist-info/nvidia_cuda_runtime-*/licenses/License.txt; do
     [[ ! -e $licence ]] || cp "$licence" "$root/licences/cuda-runtime"
   done
-  [[ -e $root/licences/cuda-runtime ]] || fail "$toolkit has no licence of the CUDA runtime, which the archive has to hold"
+  if [[ ! -e $root/licences/cuda-runtime ]]; then
+    echo "bundle.sh: the toolkit in '$toolkit' holds no copy of its licence; the archive says where NVIDIA publishes it" >&2
+    echo "The programs hold the CUDA runtime, under NVIDIA's licence: https://docs.nvidia.com/cuda/eula/index.html" \
+      >"$root/licences/cuda-runtime"
+  fi
 fi
 cat >"$root/README" <<END
 FlashBias Serve $version: attention with ALiBi or low-rank bias as a gRPC service.
