@@ -29,8 +29,8 @@ constexpr int64_t kRowBytes = kHeads * kHeadDim * 2;
 
 // The CPU's allocator keeps at most so much of what was given back (kernels/heap_allocator.h).
 constexpr int64_t kKeptBytes = 512 * kMiB;
-// What a process grows by for other reasons: threads, buffers of the transport, and what malloc keeps
-// of those in the arenas of gRPC's threads, which depends on which thread read what.
+// What a process grows by for other reasons: threads, buffers of the transport, and what malloc
+// keeps of those in the arenas of gRPC's threads, which depends on which thread read what.
 constexpr int64_t kSlackBytes = 256 * kMiB;
 
 int64_t RequestBytes() {
